@@ -1,0 +1,3 @@
+from .infer import infer
+from .alignment import Alignment
+from .spec import Spec, Group, Site

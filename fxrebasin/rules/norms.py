@@ -1,0 +1,145 @@
+"""Normalisations and reductions. Their statistics are intermediates: a tensor that holds the kept indices alone."""
+
+from __future__ import annotations
+
+from .rule import Call, rearrangement, rule
+
+
+def _names(letter: str, count: int) -> str:
+    return " ".join(f"{letter}{k}" for k in range(count))
+
+
+def _over_last(name: str):
+    """Normalises over the trailing dimensions: `*b d, d, d -> *b d, *b`."""
+    def text(call: Call) -> str:
+        d = _names("d", len(call.args[name]))
+        return ", ".join([f"*b {d}"] + [d] * (len(call.tensors()) - 1)) + f" -> *b {d}, *b"
+    return text
+
+
+rule("layer_norm.default", _over_last("normalized_shape"),
+     sample=(lambda T: (T(2, 3, 4), [4], T(4), T(4)), lambda T: (T(2, 3, 4), [3, 4])))
+rule("rms_norm.default", _over_last("normalized_shape"), sample=lambda T: (T(2, 3, 4), [4], T(4)))
+
+
+@rearrangement("native_layer_norm.default", sample=lambda T: (T(2, 3, 4), [4], T(4), T(4), 1e-5))
+def native_layer_norm(call: Call):
+    return call.relate(_over_last("normalized_shape")(call))[:1] + [call.fresh(shape) for shape in call.shapes[1:]]
+
+
+rule("group_norm.default", "n (g c) *s, (g c), (g c) -> n (g c) *s, n g", g="num_groups",
+     sample=(lambda T: (T(2, 6, 4), 3, T(6), T(6)), lambda T: (T(2, 6, 4, 2), 2)))
+
+
+def _per_channel(call: Call, *statistics: str) -> list:
+    """Normalises each channel: all statistics and affine parameters are vectors over channels."""
+    vectors = len(call.tensors()) - 1
+    text = ", ".join(["n c *s"] + ["c"] * vectors) + " -> " + ", ".join(["n c *s", *statistics])
+    return call.relate(text)[:1] + [call.fresh(shape) for shape in call.shapes[1:]]
+
+
+@rearrangement("_native_batch_norm_legit_no_training.default batch_norm.default cudnn_batch_norm.default",
+               sample=lambda T: (T(2, 5, 3), T(5), T(5), T(5), T(5).abs(), 0.1, 1e-5) if "native" in T.op else
+               (T(2, 5, 3), T(5), T(5), T(5), T(5).abs(), False, 0.1, 1e-5, False))
+def batch_norm(call: Call):
+    return _per_channel(call)
+
+
+@rearrangement("_native_batch_norm_legit.no_stats", sample=lambda T: (T(2, 5, 3), T(5), T(5), True, 0.1, 1e-5))
+def batch_norm_without_statistics(call: Call):
+    return _per_channel(call, "c")
+
+
+@rearrangement("instance_norm.default", sample=lambda T: (T(2, 5, 3), T(5), T(5), None, None, True, 0.1, 1e-5, False))
+def instance_norm(call: Call):
+    return _per_channel(call, "n c")
+
+
+def along(call: Call, value, dims, keep: bool = True) -> list:
+    """An op that reads along some dimensions: the elementwise result and the intermediate without those dimensions."""
+    letters = _names("d", len(value.shape)).split()
+    kept = " ".join(x for d, x in enumerate(letters) if d not in dims)
+    return call.relate(f"{' '.join(letters)} -> " + (f"{' '.join(letters)}, " if keep else "") + kept, [value])
+
+
+@rearrangement("softmax.int _softmax.default log_softmax.int _log_softmax.default _safe_softmax.default "
+               "special_softmax.int",
+               sample=lambda T: (T(2, 3, 4), -1, False) if ".default" in T.op and "safe" not in T.op
+               else (T(2, 3, 4), -1))
+def softmax(call: Call):
+    value = call.tensors()[0]
+    return along(call, value, [call.dim(value)])[0]
+
+
+def reduced(call: Call, value, dims, keepdim: bool):
+    """Sums over dimensions (any symmetric reduction)."""
+    result = along(call, value, dims, keep=False)[0]
+    if keepdim:
+        order = iter(range(len(value.shape)))
+        result = call.factors.permute(result, [None if d in dims else next(order) for d in range(len(value.shape))])
+    return result
+
+
+@rearrangement("mean.dim sum.dim_IntList amax.default amin.default var.dim var.correction std.dim std.correction "
+               "logsumexp.default prod.dim_int any.dim any.dims all.dim linalg_vector_norm.default norm.ScalarOpt_dim "
+               "mean.default sum.default max.default min.default var.default std.default prod.default any.default "
+               "all.default norm.Scalar linalg_norm.default nansum.default count_nonzero.dim_IntList",
+               sample=lambda T: {"aten.linalg_vector_norm.default": (T(2, 3, 4), 2, [1]), "aten.norm.Scalar": (T(3, 4), 2),
+                                 "aten.norm.ScalarOpt_dim": (T(2, 3, 4), 2, [1])}.get(
+                   T.op, (T(2, 3, 4),) if ".default" in T.op and T.op.split(".")[1] not in ("amax", "amin", "logsumexp")
+                   else (T(2, 3, 4), 1 if T.op.split(".")[1] in ("prod", "any", "all") and "dims" not in T.op else [1])))
+def reduction(call: Call):
+    value = call.tensors()[0]
+    return reduced(call, value, call.dims(value), call.args.get("keepdim", False))
+
+
+@rearrangement("max.dim min.dim median.dim mode.default", sample=lambda T: (T(2, 3, 4), 1),
+               missing="the index in the result refers to the dimension; it is free only while the index is unused")
+def extremum(call: Call):
+    value = call.tensors()[0]
+    if call.used(1):
+        call.pin(value, [call.dim(value)])
+    result = reduced(call, value, [call.dim(value)], call.args["keepdim"])
+    return [result, result]
+
+
+@rearrangement("argmax.default argmin.default", sample=lambda T: (T(2, 3, 4), 1))
+def arg_extremum(call: Call):
+    value = call.tensors()[0]
+    call.pin(value, call.dims(value))
+    return reduced(call, value, call.dims(value), call.args["keepdim"])
+
+
+@rearrangement("cumsum.default cumprod.default logcumsumexp.default _cummax_helper.default "
+               "fft_fft.default fft_ifft.default",
+               sample=lambda T: (T(2, 3, 4), None, 1) if "fft" in T.op else (T(2, 3, 4), 1))
+def ordered(call: Call):
+    value = call.tensors()[0]
+    call.pin(value, [call.dim(value)])
+    return along(call, value, [call.dim(value)])[0]
+
+
+@rearrangement("fft_fftn.default fft_fft2.default fft_rfft.default fft_rfft2.default fft_irfft.default fft_irfft2.default",
+               sample=lambda T: (T(2, 3, 4),))
+def fourier(call: Call):
+    value = call.tensors()[0]
+    given = call.args.get("dim")
+    dims = [given % len(value.shape)] if isinstance(given, int) else call.dims(value)
+    call.pin(value, dims)
+    letters = [f"x{d}" if d in dims else f"d{d}" for d in range(len(value.shape))]
+    return call.relate(f"{' '.join(letters)} -> {' '.join(x.replace('x', 'z') for x in letters)}", [value])
+
+
+rule("_weight_norm.default", lambda c: _weight_norm(c), sample=(lambda T: (T(4, 3, 2), T(4, 1, 1), 0)))
+
+
+def _weight_norm(call: Call) -> str:
+    rank, dim = len(call.args["v"].shape), call.args["dim"]
+    letters = _names("d", rank)
+    kept = letters.split()[dim % rank] if dim != -1 or rank == 0 else ""
+    return f"{letters}, {letters} -> {letters}, {kept}"
+
+
+@rearrangement("_weight_norm_interface.default", sample=lambda T: (T(4, 3, 2), T(4, 1, 1), 0))
+def weight_norm_interface(call: Call):
+    return call.relate(_weight_norm(call))[:1] + [call.fresh(shape) for shape in call.shapes[1:]]

@@ -1,0 +1,88 @@
+"""Recurrent layers: the gates of a layer are one axis of gates x hidden units, and the hidden units move together."""
+
+from __future__ import annotations
+
+
+from .rule import Call, Value, rearrangement
+
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1, "lstm_cell": 4, "gru_cell": 3, "rnn_tanh_cell": 1,
+          "rnn_relu_cell": 1}
+
+
+def _parameters(T, op: str, layers: int, directions: int, inputs: int = 3, hidden: int = 5) -> list:
+    gates = _GATES[op] * hidden
+    return [T(*shape) for layer in range(layers) for _ in range(directions)
+            for shape in ((gates, inputs if layer == 0 else hidden * directions), (gates, hidden), (gates,), (gates,))]
+
+
+def _sample(layers: int, directions: int):
+    def sample(T):
+        name = T.op.split(".")[1]
+        start = T(layers * directions, 2, 5)
+        return (T(4, 2, 3), [start, T(layers * directions, 2, 5)] if name == "lstm" else start,
+                _parameters(T, name, layers, directions), True, layers, 0.0, False, directions == 2, False)
+    return sample
+
+
+@rearrangement("lstm.input gru.input rnn_tanh.input rnn_relu.input", sample=(_sample(1, 1), _sample(2, 2)))
+def recurrent(call: Call):
+    name, args = call.op.split(".")[1], call.args
+    directions = 1 + args["bidirectional"]
+    starts = args["hx"] if isinstance(args["hx"], (list, tuple)) else [args["hx"]]
+    params, value = list(args["params"]), args["input"]
+    each = len(params) // (args["num_layers"] * directions)
+    time = "*b l! i" if args["batch_first"] and len(value.shape) == 3 else "l! *b i"
+    last: list[list[Value]] = [[] for _ in starts]
+    for layer in range(args["num_layers"]):
+        outputs = []
+        for direction in range(directions):
+            k = layer * directions + direction
+            own = params[k * each:(k + 1) * each]
+            state = [_row(call, start, k) for start in starts]
+            result, *ends = _layer(call, time, value, own, state, _GATES[name], args["has_biases"])
+            outputs.append(result)
+            for ended, end in zip(last, ends):
+                ended.append(end)
+        value = call.factors.concatenate(outputs, len(outputs[0].shape) - 1)
+    stacked = [call.factors.concatenate([call.factors.permute(x, [None, *range(len(x.shape))]) for x in ended], 0)
+               for ended in last]
+    return [value, *stacked]
+
+
+def _row(call: Call, value: Value, k: int) -> Value:
+    return call.factors.permute(call.factors.take(value, 0, [k]), range(1, len(value.shape)))
+
+
+def _layer(call: Call, time: str, value: Value, weights: list[Value], state: list[Value], gates: int,
+           biases: bool) -> list[Value]:
+    """One layer and direction: the sequence of hidden states, and the last states. With a projection (a fifth weight,
+    p x h) the recurrent state p and the cell state h differ."""
+    projected = len(weights) == 3 + 2 * biases
+    p = "p" if projected else "h"
+    kernels = ["(t! h) i", f"(t! h) {p}"] + ["(t! h)", "(t! h)"] * biases + ["p h"] * projected
+    states = [f"*b {p}", "*b h"][: len(state)]
+    text = ", ".join([time, *kernels, *states])
+    results = time.replace("i", p).replace("!", "")
+    # the gates meet in the cell state, which holds h without t
+    return _relate(call, f"{text} -> {results}, {', '.join(states)}, *b h", [value, *weights, *state], gates)[:1 + len(state)]
+
+
+def _relate(call: Call, text: str, values: list[Value], gates: int) -> list[Value]:
+    return call.relate(text, values, t=gates)
+
+
+@rearrangement("lstm_cell.default gru_cell.default rnn_tanh_cell.default rnn_relu_cell.default",
+               sample=lambda T: (T(2, 3), [T(2, 5), T(2, 5)] if "lstm" in T.op else T(2, 5),
+                                 *_parameters(T, T.op.split(".")[1], 1, 1)))
+def recurrent_cell(call: Call):
+    args, name = call.args, call.op.split(".")[1]
+    state = args["hx"] if isinstance(args["hx"], (list, tuple)) else [args["hx"]]
+    weights = [args[x] for x in ("w_ih", "w_hh", "b_ih", "b_hh") if args.get(x) is not None]
+    value = args["input"]
+    kernels = ["(t! h) i", "(t! h) h"] + ["(t! h)"] * (len(weights) - 2)
+    text = ", ".join(["*b i", *kernels, *["*b h"] * len(state)])
+    results = call.relate(f"{text} -> {', '.join(['*b h'] * len(state))}, *b h", [value, *weights, *state],
+                          t=_GATES[name])
+    return results[:len(state)]
+
+
