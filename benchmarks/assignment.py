@@ -1,0 +1,119 @@
+"""Assignment solvers side by side, each pair in one run: python benchmarks/assignment.py [--quick]
+
+Writes benchmarks/results/assignment.md. The problems are similarities of synthetic weight
+matrices with n rows of width 768, float32: `noisy copy s` sets a matrix against a shuffled copy plus noise of
+s times its size, `independent` two unrelated matrices; `decaying` gives the columns the sizes k^-0.7, a
+spectrum that falls off like that of trained weights. `sweeps` imitates a coordinate descent: 16 problems that
+change less and less, prices carried over (scipy solves each afresh). `heads` is a batch of 64 x 64.
+Every figure is the best of three runs on one thread (of one run for scipy above a second).
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fxrebasin.match.assignment import assign, assign_many, certify
+
+WIDTH = 768
+
+
+def similarity(n: int, sigma: float, decay: float = 0.0, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    spectrum = (np.arange(1, WIDTH + 1) ** -decay).astype(np.float32)
+    rows, noise = rng.standard_normal((2, n, WIDTH), dtype=np.float32) * spectrum
+    copy = noise if np.isinf(sigma) else rows[rng.permutation(n)] + np.float32(sigma) * noise
+    return copy @ rows.T
+
+
+PROBLEMS = {
+    "noisy copy 1": (1.0, 0.0), "noisy copy 8": (8.0, 0.0), "noisy copy 3, decaying": (3.0, 0.7),
+    "independent": (np.inf, 0.0), "independent, decaying": (np.inf, 0.7),
+}
+
+
+def best_time(call):
+    """(result, milliseconds): the best of three runs, or the first if it takes more than a second."""
+    times = []
+    while len(times) < 3 and not (times and times[0] > 1000):
+        start = time.perf_counter()
+        result = call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return result, min(times)
+
+
+def single(n: int, name: str) -> str:
+    scores = similarity(n, *PROBLEMS[name])
+    slow, slow_ms = best_time(lambda: assign(scores, solver="scipy"))
+    fast, fast_ms = best_time(lambda: assign(scores, solver="fast"))
+    return line(f"{name}, n={n}", slow_ms, fast_ms, fast.value / slow.value - 1,
+                certify(scores, fast.columns, fast.prices))
+
+
+def sweeps(n: int, steps: int = 16) -> str:
+    start, change = similarity(n, np.inf, 0.5), similarity(n, np.inf, 0.5, seed=1)
+    problems = [start + np.float32(0.6 ** step) * change for step in range(steps)]
+
+    def warm():
+        results, prices = [], None
+        for scores in problems:
+            results.append(assign(scores, solver="fast", prices=prices))
+            prices = results[-1].prices
+        return results
+
+    slow, slow_ms = best_time(lambda: [assign(scores, solver="scipy") for scores in problems])
+    fast, fast_ms = best_time(warm)
+    difference = max((a.value / b.value - 1 for a, b in zip(fast, slow)), key=abs)
+    return line(f"{steps} warm sweeps, n={n}", slow_ms, fast_ms, difference, max(r.gap for r in fast))
+
+
+def heads(m: int) -> str:
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal((m, 64, 64), dtype=np.float32) for _ in range(2))
+    scores = left @ right
+    (_, slow), slow_ms = best_time(lambda: assign_many(scores, solver="scipy"))
+    (_, fast), fast_ms = best_time(lambda: assign_many(scores, solver="fast"))
+    return line(f"heads, {m} of n=64", slow_ms, fast_ms, np.abs(fast / slow - 1).max(), None)
+
+
+def line(name: str, slow_ms: float, fast_ms: float, difference: float, gap: float | None) -> str:
+    proved = "" if gap is None else f"{gap:.0e}"
+    ratio = slow_ms / fast_ms
+    text = f"| {name} | {slow_ms:.0f} | {fast_ms:.0f} | {ratio:.1f} | {difference:.0e} | {proved} |"
+    print(text, file=sys.stderr, flush=True)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small problems only, and write nothing")
+    quick = parser.parse_args().quick
+    start = time.perf_counter()
+    assign(similarity(300, np.inf), solver="fast")
+    assign_many(np.zeros((1, 4, 4), np.float32), solver="fast")
+    loading = time.perf_counter() - start
+    rows = [single(n, name) for n in ((512,) if quick else (1024, 3072, 4096)) for name in PROBLEMS]
+    rows += [sweeps(256 if quick else 1024), heads(500 if quick else 20000)]
+    if quick:
+        return
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [text.split(":")[1].strip() for text in lines if text.startswith("model name")]
+    cpu = names[0] if names else platform.processor()
+    Path(__file__).with_name("results").joinpath("assignment.md").write_text("\n".join([
+        "# Assignment: scipy and the fast solver", "",
+        f"`python benchmarks/assignment.py`, one thread of {cpu}, load {os.getloadavg()[0]:.1f} at the end, "
+        f"numpy {np.__version__}. Loading numba and its compiled code took {loading:.1f} s, once, before "
+        "these times. `difference` is the relative difference of the values, `gap` the relative gap proved "
+        "by the prices.", "",
+        "| problem | scipy, ms | fast, ms | ratio | difference | gap |", "|---|---|---|---|---|---|",
+        *rows, ""]))
+
+
+if __name__ == "__main__":
+    main()
