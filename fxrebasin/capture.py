@@ -164,12 +164,12 @@ def _from_exported(exported: ExportedProgram) -> Program:
     positional = [arg if isinstance(arg, str) else f"args_{i}" for i, arg in enumerate(args)]
     signature = inspect.Signature([inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
                                    for name in (*positional, *kwargs)])
-    leaves = dict(_leaves({**dict(zip(positional, args)), **kwargs}))
+    leaves = dict(leaves_of({**dict(zip(positional, args)), **kwargs}))
     paths = sorted(leaves, key=lambda path: user.index(leaves[path]))
     results = [None if isinstance(spec.arg, ConstantArgument) else spec.arg.name
                for spec in exported.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
     returned = pytree.tree_unflatten(results, exported.call_spec.out_spec)
-    found = {path: leaf is not None for path, leaf in _leaves(returned)}
+    found = {path: leaf is not None for path, leaf in leaves_of(returned)}
     names = _Names(exported.state_dict)
     return _program(exported.run_decompositions({}), names, found, paths, "given", signature)
 
@@ -203,7 +203,7 @@ class _Call(nn.Module):
         args, kwargs, given = self._given()
         memo: dict[int, Any] = {id(old): inputs[path] for path, old in given.items()}
         args, kwargs = copy.deepcopy((args, kwargs), memo)
-        leaves = dict(_leaves(self.captured(*args, **kwargs)))
+        leaves = dict(leaves_of(self.captured(*args, **kwargs)))
         self.found.clear()
         self.found.update({path: isinstance(leaf, Tensor) for path, leaf in leaves.items()})
         return [leaf for leaf in leaves.values() if isinstance(leaf, Tensor)]
@@ -231,17 +231,17 @@ def _inputs(signature: inspect.Signature | None, args: tuple, kwargs: dict[str, 
         for name, value in bound.items():
             extra = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
             named.update(value if extra else {name: value})
-    return {path: leaf for path, leaf in _leaves(named) if isinstance(leaf, Tensor)}
+    return {path: leaf for path, leaf in leaves_of(named) if isinstance(leaf, Tensor)}
 
 
-def _leaves(value: Any, path: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+def leaves_of(value: Any, path: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Every leaf of nested containers with its path; of other objects (such as a cache) the tensors only."""
     parts = _parts(value, above) if id(value) not in above else None
     if parts is None:
         yield path or "output", value
         return
     for key, part in parts:
-        yield from _leaves(part, ".".join(piece for piece in (path, str(key)) if piece), (*above, id(value)))
+        yield from leaves_of(part, ".".join(piece for piece in (path, str(key)) if piece), (*above, id(value)))
 
 
 def _parts(value: Any, above: tuple[int, ...]) -> list[tuple[Any, Any]] | None:
@@ -257,7 +257,7 @@ def _parts(value: Any, above: tuple[int, ...]) -> list[tuple[Any, Any]] | None:
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     parts = []
     for key, part in getattr(value, "__dict__", {}).items():
-        leaves = _leaves(part, "", (*above, id(value)))
+        leaves = leaves_of(part, "", (*above, id(value)))
         tensors = {path: leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
         if tensors:
             parts.append((key, tensors.get("output", tensors)))

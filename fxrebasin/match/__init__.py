@@ -1,0 +1,87 @@
+"""Matching: the alignment that brings one checkpoint onto another.
+
+The objective is the sum over the state of <target, pi(source)>, the same as least squares, since permutations keep
+norms. `exact` starts from what cannot move and ascends by exact steps on nested groups; the published methods run on
+the same objective (see `published`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from ..alignment import Alignment
+from ..errors import FxrebasinError
+from ..spec import Spec
+from .descent import Clock, Step, descend
+from .problem import Problem
+from .published import TransFusionStep, flattened
+from .starts import masked
+
+METHODS = ("exact", "transfusion", "git-rebasin", "identity")
+EFFORTS = {"fast": 2, "balanced": 20, "best": 100}  # sweeps at most
+
+
+def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], method: str = "exact",
+          seed: int = 0, *, effort: str = "balanced", seconds: float | None = None,
+          progress: Callable[[dict], None] | None = None) -> Alignment:
+    """Finds pi such that pi(source) is close to target.
+
+    source    state of the old base; target: state of the new one. Neither is changed.
+    method    "exact" (default), or a published one: "transfusion", "git-rebasin", "identity"
+    seed      decides every random choice; the result depends on nothing else
+    effort    "fast", "balanced" or "best": how long "exact" keeps improving
+    seconds   stop after this time with the best found so far
+    progress  called with a dict of news after every step
+
+    Returns an Alignment whose `objective` is the cosine similarity of pi(source) and target over permutable tensors.
+    The alignment of "git-rebasin" belongs to a coarser spec, blind to heads: it may change the function.
+    Raises StateError if a state does not fit the spec.
+    """
+    if method not in METHODS:
+        raise FxrebasinError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    if effort not in EFFORTS:
+        raise FxrebasinError(f"unknown effort {effort!r}: choose one of {', '.join(EFFORTS)}")
+    spec.check(source, "the source")
+    spec.check(target, "the target")
+    clock = Clock(seconds, progress)
+    problem = Problem(flattened(spec) if method == "git-rebasin" else spec, source, target)
+    shuffled = [problem.roots[k] for k in np.random.default_rng(seed).permutation(len(problem.roots))]
+    if method == "git-rebasin":
+        descend(problem, shuffled, clock, sweeps=100)
+    elif method == "transfusion":
+        _transfusion(problem, shuffled, clock)
+    elif method == "exact":
+        _exact(problem, shuffled, clock, effort, seed)
+    return Alignment(problem.spec, problem.alignment.permutations, objective=problem.cosine(), method=method)
+
+
+def _transfusion(problem: Problem, order: list[str], clock: Clock) -> None:
+    """Weight matching with the paper's step for attention, taken once for every visit."""
+    heads = [name for name in order if len(problem.nests[name].groups) > 1]
+    descend(problem, [name for name in order if name not in heads], clock, sweeps=100)
+    for name in heads:
+        nest = problem.nests[name]
+        problem.move(TransFusionStep(nest, problem.pieces_of(nest)).moves)
+    descend(problem, [name for name in order if name not in heads], clock, sweeps=100)
+
+
+def _exact(problem: Problem, order: list[str], clock: Clock, effort: str, seed: int) -> None:
+    """Starts, descents, and the best objective ever seen."""
+    masked(problem, clock)
+    descend(problem, order, clock, EFFORTS[effort])
+    best, score = problem.alignment, problem.inner()
+    if effort == "best":
+        for start in (problem.spec.identity(), *(problem.spec.random(seed + k) for k in range(2))):
+            if clock.over():
+                break
+            problem.reset(start)
+            descend(problem, order, clock, EFFORTS[effort])
+            if problem.inner() > score + 1e-9 * problem.norm:
+                best, score = problem.alignment, problem.inner()
+        problem.reset(best)
+
+
+__all__ = ["METHODS", "Problem", "Step", "match"]

@@ -1,0 +1,175 @@
+"""Exact steps: the best move of one group and all groups within it, everything else held; and descents made of them.
+
+With heads h and units u within them: first the best assignment of units for every pair of heads, then the best
+assignment of heads, whose scores are the values of those inner assignments. Any depth of nesting works the same way.
+The step is exact because nothing couples two groups within the same element of a third, save their places in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..spec import Group
+from .assignment import assign, assign_many
+from .problem import Nest, Piece, Problem, similarity
+
+TOLERANCE = 1e-7  # relative to the norm of the states: smaller gains are rounding
+
+
+class Step:
+    """The best move of one nest given some pieces as evidence: `moves` group -> permutations, and what is `gained`."""
+
+    def __init__(self, nest: Nest, pieces: Sequence[Piece], extra: dict[str, np.ndarray] | None = None):
+        self.nest = nest
+        owned: dict[str, list[Piece]] = {g.name: [] for g in nest.groups}
+        for piece in pieces:
+            owned[nest.owner(piece.factors).name].append(piece)
+        self.scores = {g.name: similarity(nest, g, owned[g.name]).cpu().numpy() for g in nest.groups}
+        for name, scores in (extra or {}).items():
+            self.scores[name] = self.scores[name] + scores
+        self.moves = {g.name: np.empty(nest.spec.frame(g) + (g.size,), dtype=np.int64) for g in nest.groups}
+        root = nest.root
+        self.gained = 0.0
+        for e, frame in enumerate(_indices(nest, nest.extras(root))):
+            self.gained += self._solve(root, e, frame)
+
+    def _solve(self, root: Group, e: int, frame: dict[str, int]) -> float:
+        columns, value, inner = self._best(root, self.scores[root.name][e][None], frame)
+        here = float(np.trace(self._total(root, self.scores[root.name][e], frame)))
+        self._write(root, columns[0], frame, inner, 0)
+        return float(value[0]) - here
+
+    def _total(self, group: Group, scores: np.ndarray, frame) -> np.ndarray:
+        """What every element scores if nothing below it moves."""
+        total = scores.astype(np.float64)
+        n = scores.shape[0]
+        for child in self.nest.children[group.name]:
+            for e in self._matching(child, frame):
+                lower = self._total(child, self.scores[child.name][e], frame)
+                m = child.size
+                total = total + np.einsum("iaja->ij", lower.reshape(n, m, n, m))
+        return total
+
+    def _matching(self, group: Group, frame: dict[str, int]) -> list[int]:
+        """Positions along the leading axis of a group's scores that agree with the frame."""
+        return [e for e, at in enumerate(_indices(self.nest, self.nest.extras(group)))
+                if all(frame.get(f, k) == k for f, k in at.items())]
+
+    def _best(self, group: Group, scores: np.ndarray, frame):
+        """Solves the group for every pair of elements of the groups above it.
+
+        scores: (P, n, n), one problem for each of P pairs. Returns columns (P, n), values (P,), and for each child
+        and each of its extra indices the solution for all its (P n n) pairs.
+        """
+        pairs, n, _ = scores.shape
+        scores, inner = scores.astype(np.float64), []
+        for child in self.nest.children[group.name]:
+            m = child.size
+            for e in self._matching(child, frame):
+                lower = self._split(self.scores[child.name][e], child)
+                solution = self._best(child, lower, frame)
+                scores = scores + solution[1].reshape(pairs, n, n)
+                inner.append((child, e, m, solution))
+        if pairs == 1:
+            found = assign(scores[0])
+            return found.columns[None], np.array([found.value]), inner
+        columns, values = assign_many(scores)
+        return columns, values, inner
+
+    def _split(self, scores: np.ndarray, child: Group) -> np.ndarray:
+        """(N, N) scores over a chain -> one (m, m) problem for every pair of elements above the child, the pairs of the
+        outermost group first, then those of the next, and so on."""
+        sizes = [g.size for g in self.nest.chains[child.name]]
+        k = len(sizes)
+        array = scores.reshape(*sizes, *sizes)
+        order = [x for i in range(k) for x in (i, i + k)]
+        return np.ascontiguousarray(array.transpose(order)).reshape(-1, sizes[-1], sizes[-1])
+
+    def _write(self, group: Group, columns: np.ndarray, frame: dict, inner, pair: int) -> None:
+        """Records the assignment chosen for one pair, and below it those of the pairs that it makes."""
+        at = self._frame_index(group, frame)
+        self.moves[group.name][at] = columns
+        n = group.size
+        for child, e, m, (lower, _, below) in inner:
+            extra = list(_indices(self.nest, self.nest.extras(child)))[e]
+            for i, j in enumerate(columns):
+                index = (pair * n + i) * n + int(j)
+                inside = {**frame, **extra, **self._element(group, i)}
+                self._write(child, lower[index], inside, below, index)
+
+    def _element(self, group: Group, i: int) -> dict[str, int]:
+        sizes = tuple(self.nest.spec.sizes[m] for m in group.members)
+        return dict(zip(group.members, (int(x) for x in np.unravel_index(i, sizes))))
+
+    def _frame_index(self, group: Group, frame: dict[str, int]) -> tuple:
+        return tuple(frame[f] for f in group.within)
+
+
+def _indices(nest: Nest, factors: Sequence[str]):
+    """Every index of a product of factors, as {factor: index}."""
+    sizes = tuple(nest.spec.sizes[f] for f in factors)
+    return [dict(zip(factors, map(int, index))) for index in np.ndindex(*sizes)]
+
+
+class Clock:
+    """A budget of time and sweeps, and whoever wants to hear of progress."""
+
+    def __init__(self, seconds: float | None = None, progress: Callable[[dict], None] | None = None):
+        self.end = None if seconds is None else time.monotonic() + seconds
+        self.progress = progress
+
+    def over(self) -> bool:
+        return self.end is not None and time.monotonic() > self.end
+
+    def tell(self, **news) -> None:
+        if self.progress is not None:
+            self.progress(news)
+
+
+def descend(problem: Problem, order: Sequence[str], clock: Clock, sweeps: int, step=Step) -> None:
+    """Solves one nest after another until none improves: coordinate ascent on the objective (Git Re-Basin, Ainsworth et
+    al. 2023, section 3.2), with exact nested steps. Nests whose neighbours did not move are skipped."""
+    dirty = set(order)
+    for sweep in range(sweeps):
+        improved = False
+        for count, name in enumerate(order):
+            if name not in dirty or clock.over():
+                continue
+            dirty.discard(name)
+            if try_step(problem, step(problem.nests[name], problem.pieces_of(problem.nests[name]))):
+                dirty |= problem.neighbours[name] | ({name} if _linearised(problem, name) else set())
+                improved = True
+            clock.tell(stage="descent", sweep=sweep, done=count + 1, of=len(order))
+        if not improved:
+            return
+
+
+def try_step(problem: Problem, step: Step) -> bool:
+    """Takes a step if it gains anything."""
+    least = TOLERANCE * problem.norm
+    if step.gained <= least:
+        return False
+    if not _linearised(problem, step.nest.root.name):
+        problem.move(step.moves)
+        return True
+    pieces = problem.pieces_of(step.nest)
+    before, alignment = problem.inner(pieces), problem.alignment
+    problem.move(step.moves)
+    if problem.inner(pieces) <= before + least:
+        problem.reset(alignment)
+        return False
+    return True
+
+
+def _linearised(problem: Problem, root: str) -> bool:
+    """Whether some piece holds two factors of the nest that its scores treat as if they did not move."""
+    nest = problem.nests[root]
+    for piece in problem.pieces_of(nest):
+        chain = {f for g in nest.chains[nest.owner(piece.factors).name] for f in g.members}
+        inside = [f for f in piece.factors if f in nest.factors]
+        if len(inside) != len(set(inside)) or set(inside) - chain:
+            return True
+    return False

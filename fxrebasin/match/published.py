@@ -1,0 +1,124 @@
+"""Published methods, on the same objective and the same harness as ours.
+
+git-rebasin  Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, section 3.2: one flat permutation for an axis,
+             coordinate ascent in random order from the identity. Blind to heads: on attention its result can change
+             the function, which `verify` shows.
+transfusion  Rinaldi et al., "Update Your Transformer to the Latest Release: Re-Basin of Task Vectors", ICML 2025,
+             section 3: heads are paired by their singular values, then the units of paired heads by one assignment
+             for queries, keys and values together; weight matching elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from ..spec import Axis, Group, Site, Spec
+from .assignment import assign
+from .descent import Step, _indices
+from .problem import Nest, Piece, Problem, similarity
+
+
+class TransFusionStep(Step):
+    """A step that treats a nest of depth two as the paper treats heads and their units."""
+
+    def __init__(self, nest: Nest, pieces):
+        if len(nest.groups) == 1 or any(len(chain) > 2 for chain in nest.chains.values()):
+            super().__init__(nest, pieces)
+            return
+        self.nest, self.gained = nest, math.inf  # pairing by spectra does not ascend: each nest is paired once
+        self.moves = nest.spec.identity().permutations | {}
+        self.moves = {g.name: self.moves[g.name].copy() for g in nest.groups}
+        root = nest.root
+        inner = [p for p in pieces if nest.owner(p.factors) is not root]
+        for e, frame in enumerate(_indices(nest, nest.extras(root))):
+            heads = assign(-spectral_distances(nest, inner)).columns
+            self.moves[root.name][tuple(frame[f] for f in root.within)] = heads
+            self._units(nest, inner, heads, frame)
+
+    def _units(self, nest: Nest, pieces, heads: np.ndarray, frame) -> None:
+        """One assignment for all children of one size together."""
+        children = nest.children[nest.root.name]
+        for size in {child.size for child in children}:
+            alike = [child for child in children if child.size == size and not nest.extras(child)]
+            scores = []
+            for child in alike:
+                own = [p for p in pieces if nest.owner(p.factors) is child]
+                n = nest.root.size
+                scores.append(similarity(nest, child, own).double().cpu().numpy().reshape(n, size, n, size))
+            for i, j in enumerate(heads):
+                if alike:
+                    columns = assign(sum(s[i, :, j, :] for s in scores)).columns
+                for child in alike:
+                    self.moves[child.name][tuple({**frame, nest.root.members[0]: i}[f] for f in child.within)] = columns
+
+
+def spectral_distances(nest: Nest, pieces: list[Piece]) -> np.ndarray:
+    """Distances between heads of target and source: the norm of the difference of their singular values, summed over all
+    weights that hold heads and units. Shape (heads, heads). Invariant to everything but the pairing (section 3.1)."""
+    n = nest.root.size
+    total = np.zeros((n, n))
+    for piece in pieces:
+        child = nest.owner(piece.factors)
+        own = [piece.factors.index(m) for m in nest.root.members]
+        units = [piece.factors.index(m) for m in child.members]
+        rest = [i for i in range(len(piece.factors)) if i not in own + units]
+        values = []
+        for side in (piece.target, piece.source):
+            matrix = side.permute(own + units + rest).reshape(n, child.size, -1).double()
+            gram = matrix @ matrix.transpose(-1, -2)  # eigenvalues of the Gram matrix: squares of the singular values
+            values.append(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt())
+        total += torch.cdist(values[0], values[1]).cpu().numpy()
+    return total
+
+
+def flattened(spec: Spec) -> Spec:
+    """The spec as a method sees it that knows axes only: a factor within another, side by side on an axis, are one flat
+    factor. Its group is larger than the true one: alignments of it may change the function."""
+    names: dict[tuple[str, ...], str] = {}
+    alone: set[str] = set()
+
+    def runs(axis: Axis) -> list[tuple[str, ...]]:
+        result: list[tuple[str, ...]] = []
+        for factor in axis.factors:
+            group = spec.group_of.get(factor)
+            before = result[-1] if result else ()
+            if group and any(f in spec.groups[group].within and f in spec.group_of for f in before):
+                result[-1] = (*before, factor)
+            else:
+                result.append((factor,))
+        return result
+
+    def merged(axis: Axis) -> Axis:
+        parts = runs(axis)
+        shape = [math.prod(spec.sizes[f] for f in part) for part in parts]
+        for part in parts:
+            names.setdefault(part, " x ".join(part))
+            if len(part) == 1:
+                alone.add(part[0])
+        return Axis(axis.positions.reshape(shape), tuple(names[part] for part in parts))
+
+    layouts = {name: tuple(tuple(merged(axis) for axis in block) for block in blocks)
+               for name, blocks in spec.layouts.items()}
+    outputs = {path: (shape, tuple(tuple(merged(axis) for axis in block) for block in blocks))
+               for path, (shape, blocks) in spec.outputs.items()}
+    sites: dict[str, list[Site]] = {}
+    for tensor, blocks in layouts.items():
+        for b, block in enumerate(blocks):
+            for d, axis in enumerate(block):
+                for factor in axis.factors:
+                    sites.setdefault(factor, []).append(Site(tensor, d, b))
+    sizes = {name: math.prod(spec.sizes[f] for f in part) for part, name in names.items()}
+    groups, reasons = {}, {}
+    for part, name in names.items():
+        if all(f in spec.group_of for f in part) and not (len(part) > 1 and alone.intersection(part)):
+            groups[name] = Group(name, sizes[name], 1, (), (name,), tuple(dict.fromkeys(sites.get(name, ()))))
+        else:
+            reasons[name] = next((spec.reasons[f] for f in part if f in spec.reasons), "seen both flat and apart")
+    return Spec(groups, spec.pinned, sizes, reasons, layouts, spec.shapes, spec.ties, spec.passed, outputs,
+                spec.unruled, spec.notes)
+
+
+__all__ = ["Problem", "TransFusionStep", "flattened", "spectral_distances"]
