@@ -48,14 +48,16 @@ def natural(shape: tuple[int, ...]) -> np.ndarray:
 
 class Atom:
     """An index set of `size` elements. `pinned` is the reason why it must stay as it is, or None. A `loose` atom stands
-    in for an opaque dimension while it is reshaped."""
+    in for an opaque dimension while it is reshaped. `turning`: the graph itself moves its elements among each other, so
+    that nothing may depend on which one it is."""
 
-    __slots__ = ("size", "pinned", "loose", "blocks")
+    __slots__ = ("size", "pinned", "loose", "turning", "blocks")
 
     def __init__(self, size: int, pinned: str | None = None, loose: bool = False):
         self.size = size
         self.pinned = pinned
         self.loose = loose
+        self.turning = False
         self.blocks: set[Block] = set()
 
     def __repr__(self):
@@ -151,6 +153,8 @@ class Factors:
         if len(boxes) > MOST_BLOCKS:
             self.pin((atom for box in boxes for segment in box for atom in segment.atoms), "too fragmented to follow")
             boxes = [[Segment.plain(natural((size,)), "too fragmented to follow") for size in shape]]
+        if sum(math.prod(s.positions.size for s in box) for box in boxes) != math.prod(shape):
+            raise ValueError("the blocks of a value do not cover it")  # a rule that is wrong must not go unnoticed
         for segments in _coalesce(boxes) if len(boxes) > 1 else boxes:
             self._add(Block(value, segments))
         self.values.append(value)
@@ -177,6 +181,7 @@ class Factors:
             a, b = b, a
         a.pinned = a.pinned or b.pinned
         a.loose = a.loose and b.loose
+        a.turning = a.turning or b.turning
         for block in b.blocks:
             for d, segment in enumerate(block.segments):
                 if b in segment.atoms:
@@ -192,6 +197,7 @@ class Factors:
                 self.pin(atoms, atom.pinned)
             for x in atoms:
                 x.loose = x.loose or atom.loose and not x.blocks
+                x.turning = x.turning or atom.turning
         instances = self._instances(atom, len(pieces)) if len(pieces) > 1 else [{}]
         self.changes += 1
         for block in list(atom.blocks):
@@ -206,6 +212,8 @@ class Factors:
 
     def _instances(self, atom: Atom, count: int) -> list[dict[Atom, Atom]]:
         """For each piece of a cut atom, the atoms that depend on it, and their own copies in that piece."""
+        if atom.turning:
+            return [{} for _ in range(count)]
         neighbours = {x for block in atom.blocks for x in block.atoms()} - {atom}
         dependent = [x for x in neighbours if not x.pinned and x.blocks <= atom.blocks
                      and all(block.atoms().count(atom) == 1 for block in x.blocks)]
@@ -313,6 +321,7 @@ class Factors:
             atoms = [Atom(len(members))] * (len(members) > 1)
             if length > 1:
                 atoms.append(Atom(length, "a reordering in the graph moves it onto itself"))
+                atoms[-1].turning = True
             pieces.append((index.reshape([x.size for x in atoms]), atoms))
         self.bind(atom, pieces)
 
@@ -348,13 +357,34 @@ class Factors:
         Each operand comes with a letter for every dimension (None: a dimension that is broadcast). A letter shared by
         operands, or found in an output, makes their segments one. Every output letter is a letter of an operand.
         Returns a value for each output.
+
+        The space of all letters is a value too: in P @ P.T an atom stands under two letters, and what is summed over
+        goes with one of them in the first operand and with the other in the second, so that it depends on neither.
         """
+        letters = list(dict.fromkeys(letter for _, own in operands for letter in own if letter))
+        asked = len(outputs)
+        outputs = [*outputs, letters] if len(operands) > 1 and not any(set(letters) <= set(o) for o in outputs) else outputs
         while True:
             changes = self.changes
             cells = [{}] if all(len(v.blocks) == 1 for v, _ in operands) else self._cells(operands, outputs)
             results = None if cells is None else self._merge_cells(operands, outputs, cells, why)
             if changes == self.changes and results is not None:
-                return [self.build(shape, blocks) for shape, blocks in results]
+                self._hold_cells(operands, cells)
+                return [self.build(shape, blocks) for shape, blocks in results][:asked]
+
+    def _hold_cells(self, operands, cells) -> None:
+        """An op that sums holds the product of all its letters, cell by cell. This matters where two of them turn out to
+        be one factor (a square weight on a residual stream): then nothing else in the cell may depend on that factor."""
+        letters = dict.fromkeys(x for _, names in operands for x in names if x)
+        if any(set(letters) == {x for x in names if x} for _, names in operands):
+            return
+        for cell in cells:
+            blocks = cell.get("blocks") or [value.blocks[0] for value, _ in operands if value.blocks]
+            places = {x: (block, d) for block, (_, names) in zip(blocks, operands) for d, x in enumerate(names)
+                      if x and block.segments[d].atoms}
+            segments = [block.segments[d] for block, d in places.values()]
+            if len(segments) > 1:
+                self.build([s.positions.size for s in segments], [segments])
 
     def _cells(self, operands, outputs) -> list[dict[str, int]] | None:
         """The common refinement of all operands' blocks in the space of all letters, as boxes {letter: set of classes,
@@ -729,8 +759,7 @@ class _LetterMasks:
         for value, letters in operands:
             boxes = [self.box(block, letters) for block in value.blocks]
             cells = [merged for cell in cells for box in boxes
-                     if (merged := {**cell, **{x: cell.get(x, -1) & m for x, m in box.items()}})
-                     and all(merged.values())]
+                     if all((merged := {**cell, **{x: cell.get(x, -1) & m for x, m in box.items()}}).values())]
         tensors = [letters for _, letters in operands] + list(outputs)
         while (clash := self._clash(cells, tensors)) is not None:
             letter, mask = clash

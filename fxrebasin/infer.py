@@ -281,7 +281,8 @@ class _Reader:
 def _parents(atom: Atom) -> list[Atom]:
     """The atoms that are present, once, in every block in which this one is."""
     block = next(iter(atom.blocks))
-    candidates = [p for p in dict.fromkeys(block.atoms()) if p is not atom and atom.blocks <= p.blocks]
+    candidates = [p for p in dict.fromkeys(block.atoms())
+                  if p is not atom and not p.turning and atom.blocks <= p.blocks]
     return [p for p in candidates if all(b.atoms().count(p) == 1 for b in atom.blocks)] if candidates else []
 
 

@@ -70,8 +70,8 @@ def _transfusion(problem: Problem, order: list[str], clock: Clock) -> None:
 
 def _exact(problem: Problem, order: list[str], clock: Clock, effort: str, seed: int) -> None:
     """Starts, descents, and the best objective ever seen."""
-    masked(problem, clock)
-    descend(problem, order, clock, EFFORTS[effort])
+    dirty = masked(problem, clock)
+    descend(problem, order, clock, EFFORTS[effort], dirty)
     best, score = problem.alignment, problem.inner()
     if effort == "best":
         for start in (problem.spec.identity(), *(problem.spec.random(seed + k) for k in range(2))):

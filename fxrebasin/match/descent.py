@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,41 @@ from .assignment import assign, assign_many
 from .problem import Nest, Piece, Problem, similarity
 
 TOLERANCE = 1e-7  # relative to the norm of the states: smaller gains are rounding
+
+
+@dataclass
+class Solution:
+    """Best assignments of a group for some pairs of the elements above it: columns (P, n), values (P,), and below, for
+    each child and index of its extras, the solution for the pairs of elements of this group. `rows` maps the number of a
+    pair to its row, where not all pairs were solved."""
+
+    columns: np.ndarray
+    values: np.ndarray
+    inner: list[tuple[Group, int, "Solution"]]
+    rows: dict[int, int] | None = None
+
+    @classmethod
+    def empty(cls, pairs: int, n: int) -> "Solution":
+        return cls(np.empty((0, n), dtype=np.int64), np.empty(0), [], {})
+
+    def row(self, pair: int) -> int:
+        return pair if self.rows is None else self.rows[pair]
+
+    def put(self, pairs: np.ndarray, fresh: "Solution") -> None:
+        """Adds solutions for further pairs."""
+        start = len(self.columns)
+        self.rows.update((int(pair), start + k) for k, pair in enumerate(pairs))
+        self.columns = np.concatenate([self.columns, fresh.columns])
+        self.values = np.concatenate([self.values, fresh.values])
+        self.inner = fresh.inner
+
+    def take(self, pairs: np.ndarray) -> "Solution":
+        return Solution(self.columns[pairs], self.values[pairs], self.inner)
+
+
+def _bound(scores: np.ndarray) -> np.ndarray:
+    """At least the value of the best assignment of each of (P, m, m) scores."""
+    return np.minimum(scores.max(-1).sum(-1, dtype=np.float64), scores.max(-2).sum(-1, dtype=np.float64))
 
 
 class Step:
@@ -37,10 +73,10 @@ class Step:
             self.gained += self._solve(root, e, frame)
 
     def _solve(self, root: Group, e: int, frame: dict[str, int]) -> float:
-        columns, value, inner = self._best(root, self.scores[root.name][e][None], frame)
+        best = self._best(root, self.scores[root.name][e][None], frame)
         here = float(np.trace(self._total(root, self.scores[root.name][e], frame)))
-        self._write(root, columns[0], frame, inner, 0)
-        return float(value[0]) - here
+        self._write(root, best, 0, 0, frame)
+        return float(best.values[0]) - here
 
     def _total(self, group: Group, scores: np.ndarray, frame) -> np.ndarray:
         """What every element scores if nothing below it moves."""
@@ -58,26 +94,51 @@ class Step:
         return [e for e, at in enumerate(_indices(self.nest, self.nest.extras(group)))
                 if all(frame.get(f, k) == k for f, k in at.items())]
 
-    def _best(self, group: Group, scores: np.ndarray, frame):
-        """Solves the group for every pair of elements of the groups above it.
-
-        scores: (P, n, n), one problem for each of P pairs. Returns columns (P, n), values (P,), and for each child
-        and each of its extra indices the solution for all its (P n n) pairs.
-        """
+    def _best(self, group: Group, scores: np.ndarray, frame) -> "Solution":
+        """Solves the group for every one of P pairs of elements of the groups above it. scores: (P, n, n)."""
         pairs, n, _ = scores.shape
-        scores, inner = scores.astype(np.float64), []
-        for child in self.nest.children[group.name]:
-            m = child.size
-            for e in self._matching(child, frame):
-                lower = self._split(self.scores[child.name][e], child)
-                solution = self._best(child, lower, frame)
-                scores = scores + solution[1].reshape(pairs, n, n)
-                inner.append((child, e, m, solution))
+        scores = scores.astype(np.float64)
+        parts = [(child, e, self._split(self.scores[child.name][e], child))
+                 for child in self.nest.children[group.name] for e in self._matching(child, frame)]
+        if pairs == 1 and parts:
+            return self._best_lazily(scores[0], parts, frame)
+        inner = []
+        for child, e, lower in parts:
+            solution = self._best(child, lower, frame)
+            scores = scores + solution.values.reshape(pairs, n, n)
+            inner.append((child, e, solution))
         if pairs == 1:
             found = assign(scores[0])
-            return found.columns[None], np.array([found.value]), inner
-        columns, values = assign_many(scores)
-        return columns, values, inner
+            return Solution(found.columns[None], np.array([found.value]), inner)
+        return Solution(*assign_many(scores), inner)
+
+    def _best_lazily(self, own: np.ndarray, parts, frame) -> "Solution":
+        """Solves inner problems only for pairs that could be in the best outer assignment.
+
+        An inner assignment is worth at most the sum of its row maxima, and of its column maxima. An outer assignment
+        that is best under upper bounds, and whose own pairs are all solved, is best.
+        """
+        n = own.shape[0]
+        values = own + sum(_bound(lower) for _, _, lower in parts).reshape(n, n)
+        inner = [(child, e, Solution.empty(n * n, child.size)) for child, e, _ in parts]
+        solved = np.zeros((n, n), dtype=bool)
+        while True:
+            found = assign(values)
+            rows = np.flatnonzero(~solved[np.arange(n), found.columns])
+            if not rows.size:
+                return Solution(found.columns[None], np.array([found.value]), inner)
+            chosen = rows * n + found.columns[rows]
+            values[rows, found.columns[rows]] = own[rows, found.columns[rows]]
+            for (child, _, lower), (_, _, known) in zip(parts, inner):
+                fresh = self._best_many(child, lower, chosen, frame)
+                known.put(chosen, fresh)
+                values.reshape(-1)[chosen] += fresh.values
+            solved[rows, found.columns[rows]] = True
+
+    def _best_many(self, child: Group, lower: np.ndarray, chosen: np.ndarray, frame) -> "Solution":
+        if self.nest.children[child.name]:  # a third level: its scores are laid out for all pairs
+            return self._best(child, lower, frame).take(chosen)
+        return Solution(*assign_many(lower[chosen].astype(np.float64)), [])
 
     def _split(self, scores: np.ndarray, child: Group) -> np.ndarray:
         """(N, N) scores over a chain -> one (m, m) problem for every pair of elements above the child, the pairs of the
@@ -88,17 +149,17 @@ class Step:
         order = [x for i in range(k) for x in (i, i + k)]
         return np.ascontiguousarray(array.transpose(order)).reshape(-1, sizes[-1], sizes[-1])
 
-    def _write(self, group: Group, columns: np.ndarray, frame: dict, inner, pair: int) -> None:
-        """Records the assignment chosen for one pair, and below it those of the pairs that it makes."""
-        at = self._frame_index(group, frame)
-        self.moves[group.name][at] = columns
+    def _write(self, group: Group, solution: "Solution", at: int, pair: int, frame: dict) -> None:
+        """Records the assignment chosen for one pair (row `at` of the solution), and below it those of the pairs that
+        it makes."""
+        columns = solution.columns[at]
+        self.moves[group.name][self._frame_index(group, frame)] = columns
         n = group.size
-        for child, e, m, (lower, _, below) in inner:
-            extra = list(_indices(self.nest, self.nest.extras(child)))[e]
+        for child, e, below in solution.inner:
+            extra = _indices(self.nest, self.nest.extras(child))[e]
             for i, j in enumerate(columns):
                 index = (pair * n + i) * n + int(j)
-                inside = {**frame, **extra, **self._element(group, i)}
-                self._write(child, lower[index], inside, below, index)
+                self._write(child, below, below.row(index), index, {**frame, **extra, **self._element(group, i)})
 
     def _element(self, group: Group, i: int) -> dict[str, int]:
         sizes = tuple(self.nest.spec.sizes[m] for m in group.members)
@@ -129,21 +190,21 @@ class Clock:
             self.progress(news)
 
 
-def descend(problem: Problem, order: Sequence[str], clock: Clock, sweeps: int, step=Step) -> None:
+def descend(problem: Problem, order: Sequence[str], clock: Clock, sweeps: int, dirty: set[str] | None = None) -> None:
     """Solves one nest after another until none improves: coordinate ascent on the objective (Git Re-Basin, Ainsworth et
-    al. 2023, section 3.2), with exact nested steps. Nests whose neighbours did not move are skipped."""
-    dirty = set(order)
+    al. 2023, section 3.2), with exact nested steps. `dirty` names the nests that may not be at their best (all by
+    default); one whose neighbours did not move since it was solved is skipped."""
+    dirty = set(order) if dirty is None else dirty
     for sweep in range(sweeps):
-        improved = False
         for count, name in enumerate(order):
             if name not in dirty or clock.over():
                 continue
             dirty.discard(name)
-            if try_step(problem, step(problem.nests[name], problem.pieces_of(problem.nests[name]))):
-                dirty |= problem.neighbours[name] | ({name} if _linearised(problem, name) else set())
-                improved = True
+            if try_step(problem, Step(problem.nests[name], problem.pieces_of(problem.nests[name]))):
+                dirty |= problem.neighbours[name] | ({name} if linearised(problem, name) else set())
             clock.tell(stage="descent", sweep=sweep, done=count + 1, of=len(order))
-        if not improved:
+        dirty &= set(order)
+        if not dirty or clock.over():
             return
 
 
@@ -152,7 +213,7 @@ def try_step(problem: Problem, step: Step) -> bool:
     least = TOLERANCE * problem.norm
     if step.gained <= least:
         return False
-    if not _linearised(problem, step.nest.root.name):
+    if not linearised(problem, step.nest.root.name):
         problem.move(step.moves)
         return True
     pieces = problem.pieces_of(step.nest)
@@ -164,7 +225,7 @@ def try_step(problem: Problem, step: Step) -> bool:
     return True
 
 
-def _linearised(problem: Problem, root: str) -> bool:
+def linearised(problem: Problem, root: str) -> bool:
     """Whether some piece holds two factors of the nest that its scores treat as if they did not move."""
     nest = problem.nests[root]
     for piece in problem.pieces_of(nest):

@@ -12,23 +12,26 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .descent import Clock, Step
+from .descent import Clock, Step, linearised
 from .problem import Nest, Piece, Problem
 
 
-def masked(problem: Problem, clock: Clock) -> None:
-    """Moves the source to the alignment that grows outwards from all that is pinned."""
-    unknown = set(problem.roots)
+def masked(problem: Problem, clock: Clock) -> set[str]:
+    """Moves the source to the alignment that grows outwards from all that is pinned. Returns the nests that have not
+    been solved with everything around them in place."""
+    unknown, dirty = set(problem.roots), set()
     while unknown and not clock.over():
         evidence = {root: _known_pieces(problem, problem.nests[root], unknown) for root in unknown}
-        root = max(problem.roots, key=lambda r: (r in unknown, _strength(problem.nests[r], evidence.get(r, []))))
+        root = max((r for r in problem.roots if r in unknown), key=lambda r: _strength(problem.nests[r], evidence[r]))
         nest, pieces = problem.nests[root], evidence[root]
-        extra = None
-        if not pieces:
-            extra = {nest.root.name: sorted_scores(problem, nest, unknown)}
+        extra = None if pieces else {root: sorted_scores(problem, nest, unknown)}
         problem.move(Step(nest, pieces, extra).moves)
         unknown.discard(root)
+        dirty |= problem.neighbours[root] - unknown
+        if len(pieces) < len(problem.pieces_of(nest)) or linearised(problem, root):
+            dirty.add(root)
         clock.tell(stage="start", done=len(problem.roots) - len(unknown), of=len(problem.roots))
+    return dirty | unknown
 
 
 def _known_pieces(problem: Problem, nest: Nest, unknown: set[str]) -> list[Piece]:

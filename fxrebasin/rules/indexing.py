@@ -12,7 +12,7 @@ from .rule import Call, Value, rearrangement
 def index_select(call: Call):
     value, index = call.args["self"], call.content("index")
     dim = call.dim(value)
-    if index is not None and _even(index, value.shape[dim]):
+    if index is not None and _rearranges(index, value.shape[dim]):
         return call.factors.take(value, dim, index.reshape(-1) % value.shape[dim])
     letters = [f"d{d}" for d in range(len(value.shape))]
     inside = [x + "!" * (d == dim) for d, x in enumerate(letters)]
@@ -20,11 +20,10 @@ def index_select(call: Call):
     return call.relate(f"{' '.join(inside)}, q -> {' '.join(outside)}", [value, call.args["index"]])[0]
 
 
-def _even(index: np.ndarray, size: int) -> bool:
-    """Whether a constant index only rearranges: every position that it takes, it takes equally often, and not many
-    times. (A table of relative positions is looked up hundreds of times: its entries are told apart.)"""
-    counts = np.unique(np.bincount(index.reshape(-1) % size))
-    return counts[counts > 0].tolist() in ([1], [2], [3], [4])
+def _rearranges(index: np.ndarray, size: int) -> bool:
+    """Whether a constant index only rearranges: no position is taken many times. (A table of relative positions is looked
+    up hundreds of times: its entries are told apart.)"""
+    return int(np.bincount(index.reshape(-1) % size, minlength=1).max()) <= 4
 
 
 def _indexed(call: Call) -> tuple[list[str], list[Value], list[str]]:
@@ -47,7 +46,7 @@ def index(call: Call):
     value, indices = call.args["self"], call.args["indices"]
     indexed = [d for d, x in enumerate(indices) if x is not None]
     content = call.content("indices") if len(indexed) == 1 else None
-    if content is not None and content.dtype != bool and _even(content, value.shape[indexed[0]]):
+    if content is not None and content.dtype != bool and _rearranges(content, value.shape[indexed[0]]):
         dim = indexed[0]
         taken = call.factors.take(value, dim, content.reshape(-1) % value.shape[dim])
         return call.factors.reshape(taken, value.shape[:dim] + content.shape + value.shape[dim + 1:], call.why)
