@@ -37,9 +37,10 @@ class Alignment:
             raise SpecError(f"an alignment needs a permutation for every group and no other: {odd[0]!r} does not fit")
         fixed = {}
         for group in spec.groups.values():
-            array = np.array(permutations[group.name], dtype=np.int64)
+            given = np.asarray(permutations[group.name])
+            array = given.astype(np.int64)
             shape = spec.frame(group) + (group.size,)
-            if array.shape != shape or not np.array_equal(np.sort(array, axis=-1), np.broadcast_to(np.arange(group.size), shape)):
+            if not np.issubdtype(given.dtype, np.integer) or array.shape != shape or not np.array_equal(np.sort(array, axis=-1), np.broadcast_to(np.arange(group.size), shape)):
                 raise SpecError(f"group {group.name!r} needs permutations of 0..{group.size - 1} in an array of shape {shape}")
             array.flags.writeable = False
             fixed[group.name] = array
@@ -179,8 +180,8 @@ class Alignment:
         try:
             save_file(tensors, draft, metadata=metadata)
             os.replace(draft, path)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot write {path}: {error}: is there such a folder, and is it writable?") from None
         finally:
             draft.unlink(missing_ok=True)
 

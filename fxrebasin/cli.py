@@ -23,6 +23,7 @@ from typing import Any
 import click
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from . import __version__, checkpoint
 from .alignment import Alignment
@@ -309,6 +310,8 @@ def write_text(path: str, text: str) -> None:
 
 def find(spec: Spec, source: State, target: State, method: str, seed: int, effort: str) -> tuple[Alignment, dict[str, Any]]:
     """The alignment, and what there is to say about it."""
+    if not spec.groups:
+        note("nothing in this model can be permuted, so nothing will move: `fxrebasin inspect` says why")
     started = time.perf_counter()
     with working("matching") as progress:
         alignment = match(spec, source, target, method, seed, effort=effort, progress=progress)
@@ -494,6 +497,7 @@ def _verify_alignment(model: str, checkpoints: tuple[str, ...], path: str, input
     alignment = Alignment.load(path)
     module, own = load_model(model, inputs, real=True)
     state = read(checkpoints[0], alignment.spec) if checkpoints else None
+    own = pytree.tree_map_only(Tensor, _telling, own)
     try:
         with working("running in float64"):
             evidence, status = verify(module, own, alignment, state=state), DONE
@@ -503,6 +507,12 @@ def _verify_alignment(model: str, checkpoints: tuple[str, ...], path: str, input
         evidence, status = error.evidence, NO
     answer(_evidence(evidence), str(evidence), as_json)
     return status
+
+
+def _telling(tensor: Tensor) -> Tensor:
+    """An input that shows differences: random numbers in place of a stand-in that is the same everywhere."""
+    constant = tensor.is_floating_point() and (tensor.is_meta or bool((tensor == tensor.flatten()[:1]).all()))
+    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=tensor.dtype) if constant else tensor
 
 
 @commands.command()

@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch._decomp import core_aten_decompositions
+from torch._subclasses import FakeTensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 from .capture import Program, capture
 from .errors import FxrebasinError
@@ -36,6 +40,32 @@ def infer(model, example_inputs=None, *, outputs: str = "pinned") -> Spec:
     return _Analysis(program).spec(outputs)
 
 
+def observed(program: Program, spec: Spec, most: int) -> dict[str, Block]:
+    """Intermediates at which groups can be watched: node name -> how its dimensions are made of the spec's factors
+    (dimensions of samples without factors). At most `most` nodes for each set of groups, spread over the network."""
+    analysis = _Analysis(program)
+    reader = _Reader(analysis.state, {})
+    reader.spec(program, {})
+    found: dict[frozenset, dict[str, Block]] = {}
+    for node, value in analysis.values.items():
+        kind = node.meta.get("val")
+        if (node.op != "call_function" or not isinstance(value, Value) or len(value.blocks) != 1
+                or not isinstance(kind, torch.Tensor) or not kind.is_floating_point()):
+            continue
+        segments = value.blocks[0].segments
+        atoms = [atom for segment in segments for atom in segment.atoms]
+        names = [reader.names.get(atom) for atom in atoms]
+        if len(set(names)) == len(names) and names and all(name in spec.sizes for name in names) and any(
+                not segment.atoms and segment.reason for segment in segments):
+            axes = tuple(Axis(s.positions, tuple(reader.names[a] for a in s.atoms)) for s in segments)
+            found.setdefault(frozenset(names), {})[node.name] = axes
+    chosen = {}
+    for nodes in found.values():
+        every = max(1, -(-len(nodes) // most))
+        chosen.update(list(nodes.items())[every // 2::every])
+    return chosen
+
+
 class _Analysis:
     """One walk over one graph."""
 
@@ -47,6 +77,7 @@ class _Analysis:
         self.live: set[fx.Node] = set()  # descends from the state
         self.constants: dict[fx.Node, torch.Tensor | None] = {}
         self.unruled: dict[str, str] = {}
+        self.origin: dict[fx.Node, fx.Node] = {}  # node of a decomposition -> the node that was decomposed
         self._run()
 
     def _run(self) -> None:
@@ -98,14 +129,12 @@ class _Analysis:
         shapes = _shapes(node.meta.get("val"))
         if not shapes:
             return
-        if node not in self.live and not any(isinstance(self.values.get(a), Value) for a in arguments):
-            pass  # a table made by the graph itself: rules apply as to anything else
         results = self._apply_rule(node, shapes)
         self.values[node] = results if isinstance(node.meta["val"], (tuple, list)) else results[0]
 
     def _apply_rule(self, node: fx.Node, shapes: list[tuple[int, ...]]) -> list[Value]:
         op = str(node.target)
-        where = self.program.where(node)
+        where = self.program.where(self.origin.get(node, node))
         call = Call(self.factors, op, self._arguments(node), shapes, where or op,
                     used=lambda k: any(user.target is not operator.getitem or user.args[1] == k for user in node.users),
                     content=lambda name: self._content(node, name))
@@ -120,12 +149,48 @@ class _Analysis:
                 reason = f"the rule for {op} does not fit these arguments"
             except (KeyError, IndexError, ValueError, TypeError, StopIteration, AssertionError, ZeroDivisionError) as error:
                 reason = f"the rule for {op} does not fit these arguments ({type(error).__name__}: {error})"
+        elif node not in self.origin and (results := self._decomposed(node)):
+            return results
         if node in self.live:
             self.unruled[op] = where or node.name
         for value in call.tensors():
             for block in value.blocks:
                 self.factors.pin(block.atoms(), f"{reason} ({where})")
         return [self.factors.value(shape, f"{reason} ({where})") for shape in shapes]
+
+    def _decomposed(self, node: fx.Node) -> list[Value] | None:
+        """Walks what an op without a rule decomposes into; None if it does not."""
+        places = list(dict.fromkeys(node.all_input_nodes))
+        values = [place.meta.get("val") for place in places]
+
+        def run(*tensors):
+            known = dict(zip(places, tensors))
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda a: known[a])
+            return pytree.tree_leaves(node.target(*args, **kwargs))
+
+        try:
+            mode = next(v.fake_mode for v in values if isinstance(v, FakeTensor))
+            with mode, torch.no_grad():
+                inner = make_fx(run, decomposition_table=core_aten_decompositions())(*values).graph
+        except Exception:  # whatever a decomposition raises: there is none for these arguments
+            return None
+        if any(inside.target is node.target for inside in inner.nodes):
+            return None
+        outer = iter(places)
+        for inside in inner.nodes:
+            self.origin[inside] = node
+            if inside.op == "placeholder":
+                place = next(outer)
+                self.values[inside] = self.values.get(place)
+                self.constants[inside] = self._evaluate(place)
+                if place in self.live:
+                    self.live.add(inside)
+            elif inside.op == "call_function":
+                self._call(inside)
+            elif inside.op == "output":
+                results = [self.values.get(a) for a in inside.args[0]]
+                return results if all(isinstance(r, Value) for r in results) else None
+        return None
 
     def _arguments(self, node: fx.Node) -> dict[str, Any]:
         """The arguments by schema name, defaults filled in, tensors as values."""
@@ -184,7 +249,7 @@ class _Analysis:
             if outputs == "free" and not decision:
                 free_outputs[output.path] = value
                 continue
-            reason = f"decides a branch ({output.path})" if decision else f"output {output.path or 'of the network'}"
+            reason = f"decides a branch ({output.path})" if decision else f"network output {output.path!r}"
             for block in value.blocks:
                 self.factors.pin(block.atoms(), reason)
         self._unused()

@@ -193,14 +193,15 @@ class Spec:
                              tuple(Site(*site) for site in g["sites"])) for name, g in data["groups"].items()},
                 {(tensor, axis): reason for tensor, axis, reason in data["pinned"]},
                 data["sizes"], data["reasons"],
-                {name: _blocks_from_json(blocks) for name, blocks in data["layouts"].items()},
+                {name: _blocks_from_json(blocks, data["shapes"][name]) for name, blocks in data["layouts"].items()},
                 {name: tuple(shape) for name, shape in data["shapes"].items()}, data["ties"], tuple(data["passed"]),
-                {path: (tuple(shape), _blocks_from_json(blocks)) for path, (shape, blocks) in data["outputs"].items()},
+                {path: (tuple(shape), _blocks_from_json(blocks, shape)) for path, (shape, blocks) in data["outputs"].items()},
                 data["unruled"], tuple(data["notes"]))
             _validate(spec)
             return spec
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise SpecError(f"not a spec: {type(error).__name__} {error}: use the text of Spec.to_json") from None
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as error:
+            reason = str(error).splitlines()[0] if str(error) else ""
+            raise SpecError(f"not a spec: {type(error).__name__} {reason}: use the text of Spec.to_json") from None
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Spec) and self.to_json() == other.to_json()
@@ -227,31 +228,56 @@ class Spec:
 
 
 def _validate(spec: Spec) -> None:
-    """A spec read from a file may be hostile: every position must lie in its tensor, every name must be known."""
+    """A spec read from a file may be hostile: raises ValueError unless it is consistent, so that applying it is safe."""
+    layouts = {name: (spec.shapes[name], blocks) for name, blocks in spec.layouts.items()} | dict(spec.outputs)
+    if any(spec.ties.get(name, name) not in spec.layouts for name in spec.shapes) or any(
+            spec.shapes[alias] != spec.shapes[name] for alias, name in spec.ties.items()):
+        raise ValueError("names, ties and layouts do not agree")
+    for size in (*spec.sizes.values(), *(n for shape in spec.shapes.values() for n in shape)):
+        if type(size) is not int or size < 0:
+            raise ValueError(f"{size!r} is not a size")
+    for name, (shape, blocks) in layouts.items():
+        _validate_layout(spec, name, shape, blocks)
     for group in spec.groups.values():
-        if group.size != math.prod(spec.sizes[m] for m in group.members) or group.copies != math.prod(spec.frame(group)):
+        if group.size != math.prod(spec.sizes[m] for m in group.members) or group.copies != math.prod(spec.frame(group)) or (
+                type(group.size) is not int or type(group.copies) is not int):
             raise ValueError(f"group {group.name!r} does not fit its factors")
-        if any(site.tensor not in spec.layouts for site in group.sites):
-            raise ValueError(f"group {group.name!r} has a site in an unknown tensor")
-    layouts = [(spec.shapes[name], blocks) for name, blocks in spec.layouts.items()] + list(spec.outputs.values())
-    for shape, blocks in layouts:
-        for block in blocks:
-            if len(block) != len(shape):
-                raise ValueError("a block has the wrong number of axes")
-            for axis, size in zip(block, shape):
-                if axis.positions.shape != tuple(spec.sizes[f] for f in axis.factors) or axis.positions.size and not (
-                        0 <= axis.positions.min() and axis.positions.max() < size):
-                    raise ValueError("an axis does not fit its factors")
-        if sum(math.prod(axis.positions.size for axis in block) for block in blocks) != math.prod(shape):
-            raise ValueError("blocks do not cover their tensor")
+        for site in group.sites:
+            if site.axis not in range(len(spec.shapes[site.tensor])) or site.block not in range(len(spec.layouts[site.tensor])):
+                raise ValueError(f"group {group.name!r} has a site that does not exist")
+    for blocks in layouts.values():
+        for block in blocks[1]:
+            places = [factor for axis in block for factor in axis.factors]
+            for group in {spec.groups[spec.group_of[f]] for f in places if f in spec.group_of}:
+                apart = group.within + (group.members if len(group.members) > 1 else ())
+                if any(places.count(factor) != 1 for factor in apart) or set(group.within) & set(group.members):
+                    raise ValueError(f"group {group.name!r} is within a factor that is not beside it")
+
+
+def _validate_layout(spec: Spec, name: str, shape: tuple[int, ...], blocks: tuple[Block, ...]) -> None:
+    """The blocks of a tensor must be boxes that partition it."""
+    sets = []
+    for block in blocks:
+        if len(block) != len(shape) or any(
+                axis.positions.shape != tuple(spec.sizes[f] for f in axis.factors) for axis in block):
+            raise ValueError(f"a block of {name!r} does not fit its factors")
+        sets.append([np.unique(axis.positions) for axis in block])
+        if any(s.size != axis.positions.size or s.size and not (0 <= s[0] and s[-1] < n)
+               for s, axis, n in zip(sets[-1], block, shape)):
+            raise ValueError(f"an axis of {name!r} has positions that repeat or lie outside")
+    if sum(math.prod(s.size for s in box) for box in sets) != math.prod(shape) or any(
+            all(np.intersect1d(a, b, assume_unique=True).size for a, b in zip(one, other))
+            for k, one in enumerate(sets) for other in sets[:k]):
+        raise ValueError(f"the blocks of {name!r} do not partition it")
 
 
 def _blocks_to_json(blocks: tuple[Block, ...]) -> list:
     return [[[_positions_to_json(axis.positions), axis.factors] for axis in block] for block in blocks]
 
 
-def _blocks_from_json(blocks: list) -> tuple[Block, ...]:
-    return tuple(tuple(Axis(_positions_from_json(p), tuple(factors)) for p, factors in block) for block in blocks)
+def _blocks_from_json(blocks: list, shape) -> tuple[Block, ...]:
+    return tuple(tuple(Axis(_positions_from_json(p, size), tuple(factors)) for (p, factors), size in zip(block, shape))
+                 for block in blocks)
 
 
 def _positions_to_json(positions: np.ndarray) -> dict[str, Any]:
@@ -264,7 +290,10 @@ def _positions_to_json(positions: np.ndarray) -> dict[str, Any]:
     return {"shape": shape, "list": positions.reshape(-1).tolist()}
 
 
-def _positions_from_json(data: dict[str, Any]) -> np.ndarray:
+def _positions_from_json(data: dict[str, Any], size: int) -> np.ndarray:
+    numbers = [*data["shape"], *data.get("list", ()), *data.get("strides", ()), data.get("start", 0)]
+    if any(type(n) is not int for n in numbers) or not 0 < math.prod(data["shape"]) <= size:
+        raise ValueError("positions that do not fit their axis")  # before any memory is taken for them
     if "list" in data:
         return np.array(data["list"], dtype=np.int64).reshape(data["shape"])
     return _strided(data["start"], data["strides"], data["shape"])

@@ -44,7 +44,7 @@ class Evidence:
     def __str__(self) -> str:
         word = "equivalent" if self.equivalent else "NOT equivalent"
         text = (f"{word}: largest error {self.max_abs:.1e} absolute, {self.max_rel:.1e} relative "
-                f"(output {self.where or 'of the network'!s}, float64, tolerance {self.tolerance:.0e})")
+                f"(output {self.where!r}, float64, tolerance {self.tolerance:.0e})")
         return text + (f"; changed by {', '.join(self.offending[:5])}" if self.offending else "")
 
 
@@ -72,7 +72,7 @@ def verify(model: nn.Module, example_inputs: Any, alignment: Alignment, *, state
     evidence = Evidence(evidence.max_abs, evidence.max_rel, evidence.where, evidence.outputs, tolerance, offending)
     blame = f"groups {', '.join(map(repr, offending[:3]))}" if offending else "no single group, only several together"
     more = f" and {len(offending) - 3} more" if len(offending) > 3 else ""
-    raise NotEquivalentError(f"the alignment changes the function: output {evidence.where or '0'!r} differs by "
+    raise NotEquivalentError(f"the alignment changes the function: output {evidence.where!r} differs by "
                              f"{evidence.max_rel:.1e} relative in float64, caused by {blame}{more}: do not use it for "
                              "transport", evidence)
 

@@ -7,7 +7,7 @@ the same objective (see `published`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -15,29 +15,35 @@ import torch
 from ..alignment import Alignment
 from ..errors import FxrebasinError
 from ..spec import Spec
+from .activations import add_activations
 from .descent import Clock, Step, descend
+from .many import match_many, merge
 from .problem import Problem
-from .published import TransFusionStep, flattened
+from .published import TransFusionStep, flattened, soft_transport
 from .starts import masked
 
-METHODS = ("exact", "transfusion", "git-rebasin", "identity")
+METHODS = ("exact", "transfusion", "git-rebasin", "ot", "identity")
+FLAT = ("git-rebasin", "ot")  # blind to heads: they work on a coarser spec
 EFFORTS = {"fast": 2, "balanced": 20, "best": 100}  # sweeps at most
 
 
 def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], method: str = "exact",
           seed: int = 0, *, effort: str = "balanced", seconds: float | None = None,
-          progress: Callable[[dict], None] | None = None) -> Alignment:
+          progress: Callable[[dict], None] | None = None, model=None, inputs: Iterable | None = None,
+          inputs_weight: float = 1.0) -> Alignment:
     """Finds pi such that pi(source) is close to target.
 
     source    state of the old base; target: state of the new one. Neither is changed.
-    method    "exact" (default), or a published one: "transfusion", "git-rebasin", "identity"
+    method    "exact" (default), or a published one: "transfusion", "git-rebasin", "ot", "identity"
     seed      decides every random choice; the result depends on nothing else
     effort    "fast", "balanced" or "best": how long "exact" keeps improving
     seconds   stop after this time with the best found so far
-    progress  called with a dict of news after every step
+    progress  called with a dict of news after every step: stage, done, of, and objective (cosine similarity)
+    inputs    batches of unlabelled inputs, each as for `infer`: activations are matched along with the weights. Needs
+              `model`, the module. `inputs_weight` is how much they count relative to the weights.
 
     Returns an Alignment whose `objective` is the cosine similarity of pi(source) and target over permutable tensors.
-    The alignment of "git-rebasin" belongs to a coarser spec, blind to heads: it may change the function.
+    The alignments of "git-rebasin" and "ot" belong to a coarser spec, blind to heads: they may change the function.
     Raises StateError if a state does not fit the spec.
     """
     if method not in METHODS:
@@ -46,11 +52,17 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
         raise FxrebasinError(f"unknown effort {effort!r}: choose one of {', '.join(EFFORTS)}")
     spec.check(source, "the source")
     spec.check(target, "the target")
-    clock = Clock(seconds, progress)
-    problem = Problem(flattened(spec) if method == "git-rebasin" else spec, source, target)
+    problem = Problem(flattened(spec) if method in FLAT else spec, source, target)
+    clock = Clock(seconds, progress, problem.cosine)
+    if inputs is not None:
+        if model is None or method != "exact":
+            raise FxrebasinError("matching activations needs the module (`model=`) and the method 'exact'")
+        add_activations(problem, spec, model, inputs, source, target, inputs_weight)
     shuffled = [problem.roots[k] for k in np.random.default_rng(seed).permutation(len(problem.roots))]
     if method == "git-rebasin":
         descend(problem, shuffled, clock, sweeps=100)
+    elif method == "ot":
+        soft_transport(problem, problem.roots)
     elif method == "transfusion":
         _transfusion(problem, shuffled, clock)
     elif method == "exact":
@@ -84,4 +96,4 @@ def _exact(problem: Problem, order: list[str], clock: Clock, effort: str, seed: 
         problem.reset(best)
 
 
-__all__ = ["METHODS", "Problem", "Step", "match"]
+__all__ = ["METHODS", "Problem", "Step", "match", "match_many", "merge"]

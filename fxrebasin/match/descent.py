@@ -178,7 +178,9 @@ def _indices(nest: Nest, factors: Sequence[str]):
 class Clock:
     """A budget of time and sweeps, and whoever wants to hear of progress."""
 
-    def __init__(self, seconds: float | None = None, progress: Callable[[dict], None] | None = None):
+    def __init__(self, seconds: float | None = None, progress: Callable[[dict], None] | None = None,
+                 objective: Callable[[], float] | None = None):
+        self.objective = objective
         self.end = None if seconds is None else time.monotonic() + seconds
         self.progress = progress
 
@@ -187,7 +189,7 @@ class Clock:
 
     def tell(self, **news) -> None:
         if self.progress is not None:
-            self.progress(news)
+            self.progress({**news, "objective": self.objective() if self.objective else None})
 
 
 def descend(problem: Problem, order: Sequence[str], clock: Clock, sweeps: int, dirty: set[str] | None = None) -> None:

@@ -44,6 +44,7 @@ class Problem:
                 if any(f in spec.group_of for f in factors):
                     self.pieces.append(Piece(name, factors, _factor_form(b, block).to(kind),
                                              _factor_form(a.to(b.device), block).to(kind)))
+        self.weights = list(self.pieces)  # without further evidence: what the objective is reported on
         self.norm = math.sqrt(math.prod(
             sum(float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2 for x in side)
             for side in ([p.target for p in self.pieces], [p.source for p in self.pieces])))
@@ -57,7 +58,11 @@ class Problem:
 
     def cosine(self) -> float:
         """Cosine similarity of pi(source) and target over all permutable tensors."""
-        return self.inner() / self.norm if self.norm > 0 else 0.0
+        return self.inner(self.weights) / self.norm if self.norm > 0 else 0.0
+
+    def add(self, pieces: Sequence[Piece]) -> None:
+        """Adds further evidence to the objective, before any step is taken."""
+        self.pieces.extend(pieces)
 
     # ------------------------------------------------------------------------------------------------------ structure
 

@@ -3,6 +3,8 @@
 git-rebasin  Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, section 3.2: one flat permutation for an axis,
              coordinate ascent in random order from the identity. Blind to heads: on attention its result can change
              the function, which `verify` shows.
+ot           Singh and Jaggi, "Model Fusion via Optimal Transport", NeurIPS 2020: soft couplings of flat axes by entropic
+             transport, one axis after another with the couplings found so far, rounded to permutations at the end.
 transfusion  Rinaldi et al., "Update Your Transformer to the Latest Release: Re-Basin of Task Vectors", ICML 2025,
              section 3: heads are paired by their singular values, then the units of paired heads by one assignment
              for queries, keys and values together; weight matching elsewhere.
@@ -74,6 +76,39 @@ def spectral_distances(nest: Nest, pieces: list[Piece]) -> np.ndarray:
     return total
 
 
+def soft_transport(problem: Problem, order: list[str], temperature: float = 0.02, sweeps: int = 3) -> None:
+    """Couples each axis softly, all others coupled as far as is known; then rounds. The problem's spec is flat."""
+    original = [piece.source for piece in problem.pieces]
+    plans: dict[str, torch.Tensor] = {}
+    for _ in range(sweeps):
+        for name in order:
+            for piece, source in zip(problem.pieces, original):
+                piece.source = _coupled(source, piece.factors, {n: p for n, p in plans.items() if n != name})
+            nest = problem.nests[name]
+            scores = similarity(nest, nest.root, problem.pieces_of(nest))[0].double()
+            plans[name] = _sinkhorn(scores, temperature)
+    for piece, source in zip(problem.pieces, original):
+        piece.source = source
+    problem.move({name: assign(plan.cpu().numpy()).columns for name, plan in plans.items()})
+
+
+def _coupled(source: torch.Tensor, factors, plans: dict[str, torch.Tensor]) -> torch.Tensor:
+    for k, factor in enumerate(factors):
+        if factor in plans:
+            source = torch.movedim(torch.tensordot(plans[factor].to(source), source, dims=([1], [k])), 0, k)
+    return source
+
+
+def _sinkhorn(scores: torch.Tensor, temperature: float, rounds: int = 100) -> torch.Tensor:
+    """The doubly stochastic matrix exp(scores / t) up to scaling; t relative to the spread of the scores' best entries."""
+    spread = float(scores.max() - scores.mean()) or 1.0
+    log = (scores - scores.max()) / (temperature * spread)
+    for _ in range(rounds):
+        log = log - torch.logsumexp(log, 1, keepdim=True)
+        log = log - torch.logsumexp(log, 0, keepdim=True)
+    return log.exp()
+
+
 def flattened(spec: Spec) -> Spec:
     """The spec as a method sees it that knows axes only: a factor within another, side by side on an axis, are one flat
     factor. Its group is larger than the true one: alignments of it may change the function."""
@@ -119,6 +154,3 @@ def flattened(spec: Spec) -> Spec:
             reasons[name] = next((spec.reasons[f] for f in part if f in spec.reasons), "seen both flat and apart")
     return Spec(groups, spec.pinned, sizes, reasons, layouts, spec.shapes, spec.ties, spec.passed, outputs,
                 spec.unruled, spec.notes)
-
-
-__all__ = ["Problem", "TransFusionStep", "flattened", "spectral_distances"]

@@ -56,19 +56,25 @@ def _row(call: Call, value: Value, k: int) -> Value:
 def _layer(call: Call, time: str, value: Value, weights: list[Value], state: list[Value], gates: int,
            biases: bool) -> list[Value]:
     """One layer and direction: the sequence of hidden states, and the last states. With a projection (a fifth weight,
-    p x h) the recurrent state p and the cell state h differ."""
+    j x h) the recurrent state j and the cell state h differ."""
     projected = len(weights) == 3 + 2 * biases
-    p = "p" if projected else "h"
-    kernels = ["(t! h) i", f"(t! h) {p}"] + ["(t! h)", "(t! h)"] * biases + ["p h"] * projected
+    p = "j" if projected else "h"
+    kernels = ["(t! h) i", "(t! h) j"] + ["(t! h)", "(t! h)"] * biases + ["j h"] * projected
     states = [f"*b {p}", "*b h"][: len(state)]
     text = ", ".join([time, *kernels, *states])
     results = time.replace("i", p).replace("!", "")
     # the gates meet in the cell state, which holds h without t
-    return _relate(call, f"{text} -> {results}, {', '.join(states)}, *b h", [value, *weights, *state], gates)[:1 + len(state)]
+    result, *ends = call.relate(f"{text} -> {results}, {', '.join(states)}, *b h", [value, *weights, *state], t=gates)
+    if not projected:
+        result = _fed_back(call, result, weights[1], results, gates)
+    return [result, *ends[:len(state)]]
 
 
-def _relate(call: Call, text: str, values: list[Value], gates: int) -> list[Value]:
-    return call.relate(text, values, t=gates)
+def _fed_back(call: Call, result: Value, kernel: Value, letters: str, gates: int) -> Value:
+    """The hidden state is what the recurrent kernel reads: its two axes are one index set. (They have letters of their
+    own: a letter that an operand has twice would stand for the diagonal.)"""
+    read = letters.replace("h", "j")
+    return call.relate(f"{read}, (t! h) j, {letters} -> {letters}", [result, kernel, result], t=gates)[0]
 
 
 @rearrangement("lstm_cell.default gru_cell.default rnn_tanh_cell.default rnn_relu_cell.default",
@@ -79,10 +85,10 @@ def recurrent_cell(call: Call):
     state = args["hx"] if isinstance(args["hx"], (list, tuple)) else [args["hx"]]
     weights = [args[x] for x in ("w_ih", "w_hh", "b_ih", "b_hh") if args.get(x) is not None]
     value = args["input"]
-    kernels = ["(t! h) i", "(t! h) h"] + ["(t! h)"] * (len(weights) - 2)
+    kernels = ["(t! h) i", "(t! h) j"] + ["(t! h)"] * (len(weights) - 2)
     text = ", ".join(["*b i", *kernels, *["*b h"] * len(state)])
     results = call.relate(f"{text} -> {', '.join(['*b h'] * len(state))}, *b h", [value, *weights, *state],
                           t=_GATES[name])
-    return results[:len(state)]
+    return [_fed_back(call, results[0], weights[1], "*b h", _GATES[name]), *results[1:len(state)]]
 
 

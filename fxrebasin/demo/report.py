@@ -1,0 +1,108 @@
+"""How the demo's numbers are shown: rich tables and two pictures."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COLOURS = {"identity": "#888888", "exact": "#1f6fb4"}
+LABELS = {"identity": "tau as it is", "exact": "pi(tau), exact"}
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """All tables."""
+    for kind, found in results["models"].items():
+        console.print(alignments(kind, found))
+        for task, measured in found["tasks"].items():
+            console.print(outcomes(kind, task, measured))
+    console.print(f"Images: {results['images']}.")
+    console.print(f"Share of the gain recovered: {results['share']}; its accuracy is read from the training "
+                  "record, all else was measured just now. Support: the original images.")
+
+
+def alignments(kind: str, found: dict[str, Any]) -> Table:
+    """What each method's alignment of A to B is worth: cosine, evidence, midpoint."""
+    a, b = (found["support"][name]["accuracy"] for name in "AB")
+    table = Table(title=f"{kind}: A onto B (A {a:.3f}, B {b:.3f}; 10^{found['log10 order']:.0f} alignments)",
+                  title_justify="left")
+    for name in ("method", "cosine before", "after", "worst relative error", "function", "A realigned",
+                 "midpoint", "seconds"):
+        table.add_column(name, justify="left" if name in ("method", "function") else "right")
+    for method, row in found["methods"].items():
+        table.add_row(method, f"{row['cosine before']:.3f}", f"{row['cosine after']:.3f}",
+                      f"{row['worst relative error']:.1e}",
+                      "kept" if row["keeps the function"] else "[bold red]BROKEN[/]",
+                      f"{row['A realigned']['accuracy']:.3f}", f"{row['midpoint']['accuracy']:.3f}",
+                      f"{row['seconds']:.1f}")
+    return table
+
+
+def outcomes(kind: str, task: str, measured: dict[str, Any]) -> Table:
+    """One task: what every way of carrying the fine-tuning over gives, losses in red like gains in green."""
+    table = Table(title=f"{kind}: images {task}", title_justify="left")
+    for name in ("network", "task accuracy", "support accuracy", "share of the gain recovered"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    before = measured["B untouched"]
+    table.add_row("B untouched", f"{before['task']:.3f}", f"{before['support']:.3f}", "")
+    for method, row in measured["methods"].items():
+        name = "B + tau (identity)" if method == "identity" else f"B + pi(tau), {method}"
+        table.add_row(name, signed(row["task"], before["task"]), signed(row["support"], before["support"]),
+                      f"{row['share']:+.1%}")
+    tuned = measured["A fine-tuned"]
+    table.add_section()
+    table.add_row("A fine-tuned", f"{tuned['task']:.3f}", f"{tuned['support']:.3f}", "")
+    table.add_row("B fine-tuned (oracle)", f"{measured['oracle']['task']:.3f}", "", "+100.0%")
+    return table
+
+
+def signed(value: float, before: float) -> str:
+    """A figure and how far it is from what was there before."""
+    colour = "green" if value > before else "red" if value < before else "default"
+    return f"{value:.3f} [{colour}]({value - before:+.3f})[/]"
+
+
+def figure(rows: int, columns: int):
+    """A figure that needs no display, and its axes as a 2-d array."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    drawn = Figure(figsize=(4.2 * columns, 3.3 * rows), layout="constrained")
+    FigureCanvasAgg(drawn)
+    return drawn, drawn.subplots(rows, columns, squeeze=False)
+
+
+def picture_of_accuracy(results: dict[str, Any], file: Path) -> Path:
+    """Accuracy against alpha: one row a network, one column a task."""
+    models = results["models"]
+    tasks = list(next(iter(models.values()))["tasks"])
+    drawn, axes = figure(len(models), len(tasks))
+    for row, (kind, found) in zip(axes, models.items()):
+        for axis, task in zip(row, tasks):
+            measured = found["tasks"][task]
+            curves = measured["curves"]
+            for method, colour in COLOURS.items():
+                axis.plot(curves["alphas"], curves[method]["task"], color=colour, marker="o", ms=3,
+                          label=f"task, {LABELS[method]}")
+                axis.plot(curves["alphas"], curves[method]["support"], color=colour, ls="--", lw=1,
+                          label=f"support, {LABELS[method]}")
+            axis.axhline(measured["oracle"]["task"], color="#2a8a3c", lw=1, ls=":", label="task, oracle")
+            axis.set(title=f"{kind}: {task} ({curves['images']:,} images)", xlabel="alpha", ylabel="accuracy",
+                     ylim=(0, 1))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    drawn.savefig(file, dpi=120)
+    return file
+
+
+def picture_of_loss(results: dict[str, Any], file: Path) -> Path:
+    """Cross-entropy along the straight line from A to B and from pi(A) to B, on the original images."""
+    drawn, axes = figure(1, len(results["models"]))
+    for axis, (kind, found) in zip(axes[0], results["models"].items()):
+        line = found["loss"]
+        for method, label in (("identity", "A to B"), ("exact", "pi(A) to B, exact")):
+            axis.plot(line["steps"], line[method], color=COLOURS[method], marker="o", ms=3, label=label)
+        axis.set(title=f"{kind} ({line['images']:,} images)", xlabel="share of B", ylabel="cross-entropy")
+        axis.legend()
+    drawn.savefig(file, dpi=120)
+    return file

@@ -1,0 +1,162 @@
+"""The measurements behind `fxrebasin demo`: offline, from shipped checkpoints and test images alone.
+
+Two bases A and B of a network were trained apart (other seed, other half of the data). A was fine-tuned on a
+task that B never saw. The task vector is added to B as it is and carried over by each method, and everything
+that can be told from the outside is measured. Only the oracle (B fine-tuned on the task itself) is not
+measured here, since its weights are not shipped: its accuracy comes from the training run's record.
+"""
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import fxrebasin as fxr
+
+from . import report, weights
+from .data import SHIPPED, TASKS, prepare, shipped_test_images
+from .models import MODELS, build, example_inputs
+
+EVIDENCE_IMAGES = 16
+DRAWN = ("identity", "exact")  # the methods in the pictures
+METHODS = ("identity", "transfusion", "git-rebasin", "exact")
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+STEPS = tuple(step / 10 for step in range(11))
+CURVE_IMAGES = {"mlp": 2000, "vit": 300}  # the curves of the larger network are drawn from fewer images
+SUPPORT = "support"
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A network and the test images, as the support set and every task sees them."""
+
+    model: nn.Module
+    views: dict[str, Tensor]
+    labels: Tensor
+
+    @torch.no_grad()
+    def measure(self, state: State, view: str, images: int | None = None) -> dict[str, float]:
+        """Accuracy and mean cross-entropy of a state on (the first `images` of) one view."""
+        x, y = self.views[view][:images], self.labels[:images]
+        logits = torch.cat([functional_call(self.model, state, (part,)) for part in x.split(250)])
+        return {"accuracy": (logits.argmax(1) == y).float().mean().item(),
+                "loss": F.cross_entropy(logits, y).item()}
+
+    def accuracies(self, state: State, task: str, images: int | None = None) -> dict[str, float]:
+        """On the task, and on the original images (the support set)."""
+        return {name: self.measure(state, view, images)["accuracy"] for name, view in
+                (("task", task), (SUPPORT, SUPPORT))}
+
+
+def run(out_dir: str | Path, console: Console) -> dict[str, Any]:
+    """Measure, print tables on `console`, write demo.json and two pictures to `out_dir`; the numbers."""
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    images, labels = shipped_test_images()
+    views = {SUPPORT: prepare(images)} | {task: prepare(images, task) for task in TASKS}
+    results: dict[str, Any] = {
+        "images": f"the first {len(images):,} of Fashion-MNIST's 10,000 test images (a subset)",
+        "share": "(accuracy - B untouched) / (oracle - B untouched); the oracle is B fine-tuned on the task",
+        "models": {kind: measure_model(kind, Bench(build(kind), views, labels)) for kind in MODELS},
+    }
+    report.show(results, console)
+    report.picture_of_accuracy(results, out / "accuracy.png")
+    report.picture_of_loss(results, out / "loss.png")
+    (out / "demo.json").write_text(json.dumps(results, indent=1) + "\n")
+    console.print(f"Written to {out}: demo.json, accuracy.png, loss.png")
+    return results
+
+
+def measure_model(kind: str, bench: Bench) -> dict[str, Any]:
+    """Everything about one network: its alignments, what they keep, and every task."""
+    a, b = weights.base(kind, "A"), weights.base(kind, "B")
+    say(f"{kind}: inferring symmetries")
+    spec = fxr.infer(bench.model, example_inputs())
+    found: dict[str, Any] = {"log10 order": spec.log10_order, "methods": {}, "tasks": {},
+                             SUPPORT: {"A": bench.measure(a, SUPPORT), "B": bench.measure(b, SUPPORT)}}
+    alignments = {}
+    for method in METHODS:
+        say(f"{kind}: matching A to B by {method}")
+        started = time.perf_counter()
+        alignments[method] = fxr.match(spec, a, b, method=method)
+        seconds = time.perf_counter() - started
+        moved = alignments[method].apply(a)
+        found["methods"][method] = {
+            "cosine before": cosine(a, b), "cosine after": cosine(moved, b), "seconds": seconds,
+            "alignment.objective": alignments[method].objective,
+            "A realigned": bench.measure(moved, SUPPORT),
+            "midpoint": bench.measure(mix(moved, b, 0.5), SUPPORT),
+        } | equivalence(kind, a, alignments[method], bench.views[SUPPORT][:EVIDENCE_IMAGES])
+    recorded = json.loads((SHIPPED / f"{kind}_measured.json").read_text())["accuracy"]
+    for task in TASKS:
+        say(f"{kind}: carrying the task '{task}' over")
+        oracle = recorded[f"B fine-tuned, {task}"][task]["first 2,000"]
+        support = found[SUPPORT]["B"]["accuracy"]
+        found["tasks"][task] = measure_task(kind, bench, task, alignments, oracle, support)
+    say(f"{kind}: loss between the bases")
+    found["loss"] = {"steps": STEPS, "images": CURVE_IMAGES[kind]}
+    for method in DRAWN:
+        moved = alignments[method].apply(a)
+        points = (bench.measure(mix(moved, b, t), SUPPORT, CURVE_IMAGES[kind]) for t in STEPS)
+        found["loss"][method] = [point["loss"] for point in points]
+    return found
+
+
+def measure_task(kind: str, bench: Bench, task: str, alignments: dict[str, fxr.Alignment], oracle: float,
+                 support: float) -> dict[str, Any]:
+    """One task: B untouched, the references, B + pi(tau) at alpha 1 by each method, and curves over alpha."""
+    a, b, tuned = weights.base(kind, "A"), weights.base(kind, "B"), weights.finetuned(kind, task)
+    untouched = {"task": bench.measure(b, task)["accuracy"], SUPPORT: support}
+    found: dict[str, Any] = {"B untouched": untouched, "oracle": {"task": oracle},
+                             "A fine-tuned": bench.accuracies(tuned, task), "methods": {},
+                             "curves": {"alphas": ALPHAS, "images": CURVE_IMAGES[kind]}}
+    for method, alignment in alignments.items():
+        carried = bench.accuracies(fxr.transport(a, tuned, b, alignment, alpha=1.0), task)
+        share = (carried["task"] - untouched["task"]) / (oracle - untouched["task"])
+        found["methods"][method] = carried | {"share": share}
+    for method in DRAWN:
+        states = (fxr.transport(a, tuned, b, alignments[method], alpha=alpha) for alpha in ALPHAS)
+        points = [bench.accuracies(state, task, CURVE_IMAGES[kind]) for state in states]
+        found["curves"][method] = {name: [point[name] for point in points] for name in ("task", SUPPORT)}
+    return found
+
+
+def equivalence(kind: str, state: State, alignment: fxr.Alignment, x: Tensor) -> dict[str, Any]:
+    """Does the alignment keep the function that the state computes? In float64, on test images."""
+    model = build(kind)
+    model.load_state_dict(state)
+    try:
+        evidence, kept = fxr.verify(model, x, alignment), True
+    except fxr.NotEquivalentError as error:
+        evidence, kept = error.evidence, False
+    return {"keeps the function": kept, "worst relative error": evidence.max_rel,
+            "groups that change it": list(evidence.offending)}
+
+
+def mix(a: State, b: State, t: float) -> State:
+    """The point at t on the straight line from a (0) to b (1)."""
+    return {name: torch.lerp(a[name], b[name], t) for name in b}
+
+
+def cosine(a: State, b: State) -> float:
+    """Cosine similarity of two whole states."""
+    def dot(s: State, t: State) -> float:
+        return sum((s[name].double() * t[name].double()).sum().item() for name in names)
+    names: Iterable[str] = sorted(a)
+    return dot(a, b) / (dot(a, a) * dot(b, b)) ** 0.5
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr."""
+    print(text, file=sys.stderr, flush=True)
