@@ -19,13 +19,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
-import torch  # noqa: E402
-from scalar_graph import Expansion  # noqa: E402
-from tiny_networks import AXES, NETWORKS  # noqa: E402
+import torch
+from scalar_graph import Expansion
+from tiny_networks import AXES, NETWORKS
 
-import fxrebasin as fxr  # noqa: E402
-from fxrebasin.errors import FxrebasinError  # noqa: E402
-
+import fxrebasin as fxr
+from fxrebasin.errors import FxrebasinError
 
 HEAD = """# Exact and inferred orders of tiny networks
 

@@ -213,8 +213,8 @@ _MODEL_TYPES = (  # the ones to begin with; --all takes every type that transfor
     "seed_oss segformer sew sew-d siglip smollm3 speech_to_text splinter squeezebert stablelm starcoder2 "
     "swiftformer swin swin2sr swinv2 switch_transformers t5 table-transformer tapas textnet time_series_transformer "
     "timesformer umt5 unispeech unispeech-sat videomae visual_bert vit vit_mae vit_msn vitdet vits vivit wav2vec2 "
-    "wav2vec2-bert wav2vec2-conformer wavlm whisper xglm xlm xlm-roberta xlm-roberta-xl xlnet xlstm xmod yolos yoso "
-    "zamba2").split()
+    "wav2vec2-bert wav2vec2-conformer wavlm whisper xglm xlm xlm-roberta xlm-roberta-xl xlnet xlstm xmod yolos yoso"
+).split()
 
 
 def transformers_models(every: bool = False) -> dict[str, Callable]:

@@ -113,7 +113,7 @@ def main() -> None:
     console.print(f"{int(hide.sum()):,} residues hidden in {len(tokens)} receptors. SCEPTR: masked residues "
                   f"{accuracy:.3f}, fine-tuned {accuracy_tuned:.3f}; their distances agree "
                   f"{agreement(before, after):.3f}")
-    console.print("midpoint, B + pi(tau): accuracy on masked residues. agreement: correlation of the distances "
+    console.print("midpoint, B + pi(tau): accuracy on masked residues. agreement: correlation of distances "
                   "under B + pi(tau) with those of fine-tuned SCEPTR; of the change: the same for what the "
                   "fine-tuning changed. cosine: over what can be permuted.")
     for name in OTHER_BASES:

@@ -202,7 +202,7 @@ def _from_folder(folder: Path, real: bool) -> tuple[nn.Module, Any]:
         raise CaptureError(f"{folder} needs the transformers package: pip install transformers, or give "
                            "package.module:callable") from None
     transformers.logging.set_verbosity_error()
-    architecture = getattr(transformers, str(name), None)
+    architecture = _guarded(f"transformers cannot provide {name}", getattr, transformers, str(name), None)
     if not (isinstance(architecture, type) and issubclass(architecture, nn.Module)):
         raise CaptureError(f"transformers {transformers.__version__} has no {name!r}, which {folder}/config.json asks for: "
                            "update transformers, or give package.module:callable")

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
-
 from scalar_graph import ScalarGraph
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 @dataclass(frozen=True)
@@ -26,22 +25,26 @@ class Ids:
     at: torch.Tensor
 
 
-MOVES = set("""
+def words(text: str) -> set[str]:
+    return set(text.split())
+
+
+MOVES = words("""
     view _unsafe_view reshape permute transpose t slice select split split_with_sizes chunk unbind cat stack
     expand expand_as squeeze unsqueeze flatten unflatten roll flip pixel_shuffle pixel_unshuffle
     channel_shuffle native_channel_shuffle repeat repeat_interleave unfold index_select slice_scatter
     select_scatter diagonal movedim swapaxes narrow upsample_nearest1d upsample_nearest2d broadcast_to rot90
     tile numpy_T mT reshape_as view_as
-""".split())
-SAME = set("clone alias detach contiguous to _to_copy dropout lift_fresh_copy type_as".split())
-LINEAR = set("""
+""")
+SAME = words("clone alias detach contiguous to _to_copy dropout lift_fresh_copy type_as")
+LINEAR = words("""
     avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d upsample_bilinear2d
     upsample_linear1d
-""".split())
-UNARY = set("""
+""")
+UNARY = words("""
     relu gelu silu sigmoid tanh exp log log1p sqrt rsqrt neg abs sin cos square reciprocal elu leaky_relu
     softplus hardtanh hardsigmoid hardswish mish erf clamp relu6 logical_not sign clamp_min
-""".split())
+""")
 BINARY = {"add": "sum", "sub": "sub", "mul": "product", "div": "div", "pow": "pow", "maximum": "max",
           "minimum": "min", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne",
           "logical_and": "product", "bitwise_and": "product"}

@@ -1,7 +1,7 @@
 """The inferred symmetries of whole networks against exact answers.
 
-The exact orders are those of tiny_networks.py; test_scalar_graph.py holds them against automorphisms of a graph
-of scalar operations, which knows nothing of axes.
+The exact orders are those of tiny_networks.py; test_scalar_graph.py holds them against automorphisms of the
+graph of scalar operations, which knows nothing of axes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALLER = {
     "topk_experts_masked": CHOSEN, "topk_experts_gathered": CHOSEN, "top1_experts": CHOSEN,
     "sorted_units": "what is sorted is pinned", "diagonal_weight": "there is no rule for a diagonal",
     "outer_square": "equal elements of a product with itself are not exchanged",
-    "repeated_index": "an index that repeats pins", "masked_weight": VALUES, "constant_scale": VALUES,
+    "masked_weight": VALUES, "constant_scale": VALUES,
     "misaligned_views": ALIGNED, "misaligned_inner_views": ALIGNED,
 }
 

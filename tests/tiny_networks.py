@@ -107,8 +107,8 @@ def mlp():
 def mlp_without_bias():
     def forward(m, x):
         return m.c(torch.tanh(m.b(torch.tanh(m.a(x)))))
-    layers = dict(a=nn.Linear(3, 4, bias=False), b=nn.Linear(4, 5, bias=False), c=nn.Linear(5, 2, bias=False))
-    return Parts(forward, **layers), (x(2, 3),)
+    return Parts(forward, a=nn.Linear(3, 4, bias=False), b=nn.Linear(4, 5, bias=False), c=nn.Linear(5, 2,
+                 bias=False)), (x(2, 3),)
 
 
 @network(F(5) * F(6))  # weights stored (in, out), as GPT-2 does
@@ -154,8 +154,8 @@ def rms_norm_by_hand():
 def weight_norm_mlp():
     def forward(m, x):
         return m.c(torch.relu(m.b(torch.relu(m.a(x)))))
-    layers = dict(a=weight_norm(nn.Linear(3, 4)), b=weight_norm(nn.Linear(4, 5), dim=1), c=nn.Linear(5, 2))
-    return Parts(forward, **layers), (x(2, 3),)
+    return Parts(forward, a=weight_norm(nn.Linear(3, 4)), b=weight_norm(nn.Linear(4, 5), dim=1),
+                 c=nn.Linear(5, 2)), (x(2, 3),)
 
 
 @network(F(5))  # value and gate move together

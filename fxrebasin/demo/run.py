@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,10 +149,11 @@ def mix(a: State, b: State, t: float) -> State:
 
 
 def cosine(a: State, b: State) -> float:
-    """Cosine similarity of two whole states."""
+    """Cosine similarity of the weights of two states, without the vectors: gains near one would drown the rest."""
+    names = [name for name, value in a.items() if value.ndim > 1]
+
     def dot(s: State, t: State) -> float:
         return sum((s[name].double() * t[name].double()).sum().item() for name in names)
-    names: Iterable[str] = sorted(a)
     return dot(a, b) / (dot(a, a) * dot(b, b)) ** 0.5
 
 

@@ -7,13 +7,15 @@ the same objective (see `published`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..alignment import Alignment
-from ..errors import FxrebasinError
+from ..errors import FxrebasinError, SpecError
 from ..spec import Spec
 from .activations import add_activations
 from .descent import Clock, Step, descend
@@ -30,7 +32,7 @@ EFFORTS = {"fast": 2, "balanced": 20, "best": 100}  # sweeps at most
 def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], method: str = "exact",
           seed: int = 0, *, effort: str = "balanced", seconds: float | None = None,
           progress: Callable[[dict], None] | None = None, model=None, inputs: Iterable | None = None,
-          inputs_weight: float = 1.0) -> Alignment:
+          inputs_weight: float = 1.0, checkpoint: str | os.PathLike | None = None) -> Alignment:
     """Finds pi such that pi(source) is close to target.
 
     source    state of the old base; target: state of the new one. Neither is changed.
@@ -41,6 +43,8 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
     progress  called with a dict of news after every step: stage, done, of, and objective (cosine similarity)
     inputs    batches of unlabelled inputs, each as for `infer`: activations are matched along with the weights. Needs
               `model`, the module. `inputs_weight` is how much they count relative to the weights.
+    checkpoint  a file that keeps the best alignment of "exact" so far (written at most every few seconds, and when the
+              match is interrupted); if it is there already, the match goes on from it
 
     Returns an Alignment whose `objective` is the cosine similarity of pi(source) and target over permutable tensors.
     The alignments of "git-rebasin" and "ot" belong to a coarser spec, blind to heads: they may change the function.
@@ -53,7 +57,8 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
     spec.check(source, "the source")
     spec.check(target, "the target")
     problem = Problem(flattened(spec) if method in FLAT else spec, source, target)
-    clock = Clock(seconds, progress, problem.cosine)
+    clock = Clock(seconds, progress, problem.cosine, None if checkpoint is None else
+                  lambda: _result(problem, method).save(checkpoint))
     if inputs is not None:
         if model is None or method != "exact":
             raise FxrebasinError("matching activations needs the module (`model=`) and the method 'exact'")
@@ -66,7 +71,17 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
     elif method == "transfusion":
         _transfusion(problem, shuffled, clock)
     elif method == "exact":
-        _exact(problem, shuffled, clock, effort, seed)
+        earlier = Alignment.load(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None
+        if earlier is not None and earlier.spec != spec:
+            raise SpecError(f"{checkpoint} belongs to another model: remove it, or give another file")
+        try:
+            _exact(problem, shuffled, clock, effort, seed, earlier)
+        finally:
+            clock.keep()
+    return _result(problem, method)
+
+
+def _result(problem: Problem, method: str) -> Alignment:
     return Alignment(problem.spec, problem.alignment.permutations, objective=problem.cosine(), method=method)
 
 
@@ -80,9 +95,13 @@ def _transfusion(problem: Problem, order: list[str], clock: Clock) -> None:
     descend(problem, [name for name in order if name not in heads], clock, sweeps=100)
 
 
-def _exact(problem: Problem, order: list[str], clock: Clock, effort: str, seed: int) -> None:
+def _exact(problem: Problem, order: list[str], clock: Clock, effort: str, seed: int, earlier: Alignment | None) -> None:
     """Starts, descents, and the best objective ever seen."""
-    dirty = masked(problem, clock)
+    dirty = None
+    if earlier is not None:
+        problem.reset(earlier)
+    else:
+        dirty = masked(problem, clock)
     descend(problem, order, clock, EFFORTS[effort], dirty)
     best, score = problem.alignment, problem.inner()
     if effort == "best":

@@ -17,6 +17,7 @@ from ..spec import Group
 from .assignment import assign, assign_many
 from .problem import Nest, Piece, Problem, similarity
 
+KEEP_EVERY = 5.0  # seconds between two saves of the best alignment so far
 TOLERANCE = 1e-7  # relative to the norm of the states: smaller gains are rounding
 
 
@@ -176,13 +177,13 @@ def _indices(nest: Nest, factors: Sequence[str]):
 
 
 class Clock:
-    """A budget of time and sweeps, and whoever wants to hear of progress."""
+    """A budget of time, whoever wants to hear of progress, and what keeps the best result so far."""
 
     def __init__(self, seconds: float | None = None, progress: Callable[[dict], None] | None = None,
-                 objective: Callable[[], float] | None = None):
-        self.objective = objective
+                 objective: Callable[[], float] | None = None, save: Callable[[], None] | None = None):
         self.end = None if seconds is None else time.monotonic() + seconds
-        self.progress = progress
+        self.progress, self.objective, self.save = progress, objective, save
+        self.saved = time.monotonic()
 
     def over(self) -> bool:
         return self.end is not None and time.monotonic() > self.end
@@ -190,6 +191,14 @@ class Clock:
     def tell(self, **news) -> None:
         if self.progress is not None:
             self.progress({**news, "objective": self.objective() if self.objective else None})
+        if time.monotonic() - self.saved > KEEP_EVERY:
+            self.keep()
+
+    def keep(self) -> None:
+        """Saves the best so far, where a place for it was given."""
+        if self.save is not None:
+            self.save()
+        self.saved = time.monotonic()
 
 
 def descend(problem: Problem, order: Sequence[str], clock: Clock, sweeps: int, dirty: set[str] | None = None) -> None:

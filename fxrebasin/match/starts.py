@@ -22,7 +22,8 @@ def masked(problem: Problem, clock: Clock) -> set[str]:
     unknown, dirty = set(problem.roots), set()
     while unknown and not clock.over():
         evidence = {root: _known_pieces(problem, problem.nests[root], unknown) for root in unknown}
-        root = max((r for r in problem.roots if r in unknown), key=lambda r: _strength(problem.nests[r], evidence[r]))
+        root = max((r for r in problem.roots if r in unknown), key=lambda r: (
+            _strength(problem.nests[r], evidence[r]), _strength(problem.nests[r], problem.pieces_of(problem.nests[r]))))
         nest, pieces = problem.nests[root], evidence[root]
         extra = None if pieces else {root: sorted_scores(problem, nest, unknown)}
         problem.move(Step(nest, pieces, extra).moves)

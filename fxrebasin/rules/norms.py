@@ -103,6 +103,9 @@ def extremum(call: Call):
     return [result, result]
 
 
+rule("histc.default", "*a -> z", sample=lambda T: (T(2, 7), 4, -2, 2))
+
+
 @rearrangement("argmax.default argmin.default", sample=lambda T: (T(2, 3, 4), 1))
 def arg_extremum(call: Call):
     value = call.tensors()[0]

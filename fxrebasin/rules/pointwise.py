@@ -50,3 +50,8 @@ rule("prelu.default", lambda c: "n c *s, c -> n c *s" if len(c.args["self"].shap
                "empty.memory_format scalar_tensor.default zero.default fill.Scalar")
 def constant(call: Call):
     return call.factors.constant(call.shapes[0])
+
+
+@rearrangement("fill.Tensor", sample=lambda T: (T(2, 3), T()))
+def filled(call: Call):
+    return call.factors.constant(call.shapes[0])
