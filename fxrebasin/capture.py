@@ -153,7 +153,18 @@ def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Progr
 
 def _export(module: nn.Module, inputs: dict[str, Tensor]) -> ExportedProgram:
     with contextlib.redirect_stderr(io.StringIO()):  # where export prints the graph so far when it gives up
-        return torch.export.export(module, (inputs,), strict=False).run_decompositions({})
+        return _functional(torch.export.export(module, (inputs,), strict=False))
+
+
+def _functional(exported: ExportedProgram) -> ExportedProgram:
+    """Without in-place writes and higher-order regions. A graph that has none is left as it is: removing them costs more
+    than the export itself."""
+    for node in exported.graph.nodes:
+        op = node.target
+        if node.op == "call_function" and (isinstance(op, torch._ops.HigherOrderOperator)
+                                           or isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable):
+            return exported.run_decompositions({})
+    return exported
 
 
 def _from_exported(exported: ExportedProgram) -> Program:
@@ -171,7 +182,7 @@ def _from_exported(exported: ExportedProgram) -> Program:
     returned = pytree.tree_unflatten(results, exported.call_spec.out_spec)
     found = {path: leaf is not None for path, leaf in leaves_of(returned)}
     names = _Names(exported.state_dict)
-    return _program(exported.run_decompositions({}), names, found, paths, "given", signature)
+    return _program(_functional(exported), names, found, paths, "given", signature)
 
 
 def _placeholder_values(model: nn.Module) -> tuple:

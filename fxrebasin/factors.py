@@ -367,7 +367,7 @@ class Factors:
         while True:
             changes = self.changes
             cells = [{}] if all(len(v.blocks) == 1 for v, _ in operands) else self._cells(operands, outputs)
-            results = None if cells is None else self._merge_cells(operands, outputs, cells, why)
+            results = None if cells is None else self._merge_cells(operands, outputs, cells, why, asked)
             if changes == self.changes and results is not None:
                 self._hold_cells(operands, cells)
                 return [self.build(shape, blocks) for shape, blocks in results][:asked]
@@ -429,7 +429,7 @@ class Factors:
             part = Segment.plain(segment.positions[labels == label], segment.reason)
             self._add(Block(block.value, block.segments[:d] + [part] + block.segments[d + 1:]))
 
-    def _merge_cells(self, operands, outputs, cells, why):
+    def _merge_cells(self, operands, outputs, cells, why, asked: int):
         """Unifies, cell by cell, what shares a letter; then, box by box of each output, what the cells leave there."""
         cuts = self.cuts
         single = len(cells) == 1 and "blocks" not in cells[0]
@@ -446,8 +446,7 @@ class Factors:
                 column[letter] = [self._meet(places, why)]
                 if cuts != self.cuts:
                     return None
-        results = []
-        sizes = {letter: value.shape[d] for value, letters in operands for d, letter in enumerate(letters) if letter}
+        results: list[dict[tuple, dict[str, tuple[Block, int]]]] = []
         for output in outputs:
             boxes: dict[tuple, dict[str, tuple[Block, int]]] = {}
             for cell, column in columns:
@@ -457,10 +456,28 @@ class Factors:
                     chosen[letter] = self._meet(known + column[letter], why)
                     if cuts != self.cuts:
                         return None
-            results.append(([sizes[letter] for letter in output],
-                            [[block.segments[d] for block, d in (chosen[letter] for letter in output)]
-                             for chosen in boxes.values()]))
-        return results
+            results.append(boxes)
+        if not self._read_along(cells, outputs[:asked], results, why):
+            return None
+        sizes = {letter: value.shape[d] for value, letters in operands for d, letter in enumerate(letters) if letter}
+        return [([sizes[letter] for letter in output],
+                 [[block.segments[d] for block, d in (chosen[letter] for letter in output)] for chosen in boxes.values()])
+                for output, boxes in zip(outputs, results)]
+
+    def _read_along(self, cells, outputs, results, why) -> bool:
+        """A sum that an op makes on its way (an output with fewer letters) goes into every cell of its wider outputs: a
+        softmax over units and padding makes numbers in the padding that differ from row to row. False after a cut."""
+        cuts = self.cuts
+        for wide, narrow in itertools.permutations(range(len(outputs)), 2):
+            if not set(outputs[narrow]) < set(outputs[wide]):
+                continue
+            for cell in cells:
+                into, read = (results[k][_project(cell, outputs[k])] for k in (wide, narrow))
+                for letter in outputs[narrow]:
+                    into[letter] = self._meet([into[letter], read[letter]], why)
+                    if cuts != self.cuts:
+                        return False
+        return True
 
     def _meet(self, places: list[tuple[Block, int]], why: str) -> tuple[Block, int]:
         """Makes the segments at these places one, and returns the place that tells most: atoms before opaque before free."""

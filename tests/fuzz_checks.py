@@ -6,11 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from unittest import mock
 
 import torch
 from random_networks import Network, Step, disguised, pruned
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental import proxy_tensor
 
 import fxrebasin as fxr
 from fxrebasin.capture import Output, Program, Source
@@ -41,8 +42,8 @@ def traced(network: Network, inputs: tuple[Tensor, ...]) -> Program:
     def run(*tensors):
         return torch.func.functional_call(network, dict(zip(state, tensors)), tensors[len(state):])
 
-    with torch.no_grad():
-        module = make_fx(run, decomposition_table={}, pre_dispatch=True)(
+    with torch.no_grad(), mock.patch.object(proxy_tensor, "extract_val", lambda value, *_: value):  # real, not fake ones
+        module = proxy_tensor.make_fx(run, decomposition_table={}, pre_dispatch=True)(
             *(tensor.detach() for tensor in state.values()), *inputs)
     nodes = list(module.graph.nodes)
     places = [node for node in nodes if node.op == "placeholder"]

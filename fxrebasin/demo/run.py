@@ -149,7 +149,7 @@ def mix(a: State, b: State, t: float) -> State:
 
 
 def cosine(a: State, b: State) -> float:
-    """Cosine similarity of the weights of two states, without the vectors: gains near one would drown the rest."""
+    """Cosine similarity of two states but for their vectors: gains near one would drown the rest."""
     names = [name for name, value in a.items() if value.ndim > 1]
 
     def dot(s: State, t: State) -> float:

@@ -101,7 +101,7 @@ class Step:
         scores = scores.astype(np.float64)
         parts = [(child, e, self._split(self.scores[child.name][e], child))
                  for child in self.nest.children[group.name] for e in self._matching(child, frame)]
-        if pairs == 1 and parts:
+        if pairs == 1 and parts and not any(self.nest.children[child.name] for child, _, _ in parts):
             return self._best_lazily(scores[0], parts, frame)
         inner = []
         for child, e, lower in parts:

@@ -57,11 +57,12 @@ def _convolution(dims: int, transposed: bool = False) -> str:
 rule("conv1d.default conv1d.padding", _convolution(1), g="groups", sample=lambda T: (T(2, 4, 6), T(5, 4, 3), T(5)))
 rule("conv2d.default conv2d.padding", _convolution(2), g="groups",
      sample=(lambda T: (T(2, 4, 6, 5), T(3, 4, 3, 2), T(3)),
-             lambda T: (T(2, 6, 4, 4), T(9, 2, 3, 3), None, 1, "same", 1, 3) if T.op.endswith("padding") else
+             lambda T: (T(2, 6, 4, 4), T(9, 2, 3, 3), None, [1, 1], "same", [1, 1], 3) if T.op.endswith("padding") else
              (T(2, 6, 4, 4), T(9, 2, 3, 3), None, (1, 1), (1, 1), (1, 1), 3)))
 rule("conv3d.default conv3d.padding", _convolution(3), g="groups", sample=lambda T: (T(2, 4, 3, 3, 3), T(5, 4, 2, 2, 2)))
 rule("conv_transpose1d.default", _convolution(1, True), g="groups", sample=lambda T: (T(2, 4, 6), T(4, 5, 3), T(5)))
 rule("conv_transpose2d.input", _convolution(2, True), g="groups",
+     missing="taps change places where the stride is not below the kernel's size; grids stay as they are",
      sample=(lambda T: (T(2, 4, 5, 5), T(4, 3, 2, 2), T(3)),
              lambda T: (T(2, 6, 3, 3), T(6, 2, 2, 2), T(6), [2, 2], [0, 0], [0, 0], 3)))
 rule("conv_transpose3d.input", _convolution(3, True), g="groups", sample=lambda T: (T(2, 4, 3, 3, 3), T(4, 5, 2, 2, 2)))

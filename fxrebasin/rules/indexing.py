@@ -87,13 +87,15 @@ def scatter(call: Call):
     others = [x for x in call.tensors()[1:] if len(x.shape) == len(value.shape)]
     same = [d != dim and all(x.shape[d] == value.shape[d] for x in others) for d in range(len(value.shape))]
     inside = " ".join(f"d{d}" if keep else f"d{d}!" for d, keep in enumerate(same))
-    place = " ".join(f"d{d}" if keep else f"q{d}!" for d, keep in enumerate(same))
-    return call.relate(", ".join([inside] + [place] * len(others)) + f" -> {inside.replace('!', '')}",
-                       [value, *others])[0]
+    bang = "!" * (call.op == "aten.scatter.src")  # of two that are written to one place, the last stays
+    place = [f"d{d}" if keep else f"q{d}" + (bang if d == dim else "!") for d, keep in enumerate(same)]
+    places = [" ".join(place if len(x.shape) == len(value.shape) else place[dim:dim + 1]) for x in call.tensors()[1:]]
+    return call.relate(", ".join([inside, *places]) + f" -> {inside.replace('!', '')}")[0]
 
 
 @rearrangement("topk.default sort.default sort.stable argsort.default argsort.stable kthvalue.default",
-               sample=lambda T: {"topk": (T(3, 5), 2), "kthvalue": (T(3, 5), 2)}.get(T.op.split(".")[1], (T(3, 5),)),
+               sample=lambda T: {"topk": (T(3, 5), 2), "kthvalue": (T(3, 5), 2)}.get(
+                   T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")),
                missing="the indices in the result refer to the dimension")
 def ranked(call: Call):
     value = call.args["self"]
@@ -114,6 +116,6 @@ def one_hot(call: Call):
     return call.relate("*b -> *b z")[0]
 
 
-@rearrangement("lift_fresh.default arange.default arange.start arange.start_step linspace.default eye.default eye.m")
+@rearrangement("arange.default arange.start arange.start_step linspace.default eye.default eye.m")
 def table(call: Call):
     return call.fresh(call.shapes[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .rule import Call, rearrangement, rule
 
 
@@ -24,7 +26,9 @@ rule("rms_norm.default", _over_last("normalized_shape"), sample=lambda T: (T(2, 
 
 @rearrangement("native_layer_norm.default", sample=lambda T: (T(2, 3, 4), [4], T(4), T(4), 1e-5))
 def native_layer_norm(call: Call):
-    return call.relate(_over_last("normalized_shape")(call))[:1] + [call.fresh(shape) for shape in call.shapes[1:]]
+    result, kept = call.relate(_over_last("normalized_shape")(call))
+    statistics = call.factors.permute(kept, [*range(len(kept.shape)), *[None] * len(call.args["normalized_shape"])])
+    return [result, statistics, statistics]
 
 
 rule("group_norm.default", "n (g c) *s, (g c), (g c) -> n (g c) *s, n g", g="num_groups",
@@ -35,10 +39,11 @@ def _per_channel(call: Call, *statistics: str) -> list:
     """Normalises each channel: all statistics and affine parameters are vectors over channels."""
     vectors = len(call.tensors()) - 1
     text = ", ".join(["n c *s"] + ["c"] * vectors) + " -> " + ", ".join(["n c *s", *statistics])
-    return call.relate(text)[:1] + [call.fresh(shape) for shape in call.shapes[1:]]
+    results = call.relate(text)
+    return results[:1] + [call.fresh(shape) if shape == (0,) else results[1] for shape in call.shapes[1:]]
 
 
-@rearrangement("_native_batch_norm_legit_no_training.default batch_norm.default cudnn_batch_norm.default",
+@rearrangement("_native_batch_norm_legit_no_training.default batch_norm.default",
                sample=lambda T: (T(2, 5, 3), T(5), T(5), T(5), T(5).abs(), 0.1, 1e-5) if "native" in T.op else
                (T(2, 5, 3), T(5), T(5), T(5), T(5).abs(), False, 0.1, 1e-5, False))
 def batch_norm(call: Call):
@@ -62,8 +67,7 @@ def along(call: Call, value, dims, keep: bool = True) -> list:
     return call.relate(f"{' '.join(letters)} -> " + (f"{' '.join(letters)}, " if keep else "") + kept, [value])
 
 
-@rearrangement("softmax.int _softmax.default log_softmax.int _log_softmax.default _safe_softmax.default "
-               "special_softmax.int",
+@rearrangement("softmax.int _softmax.default log_softmax.int _log_softmax.default _safe_softmax.default",
                sample=lambda T: (T(2, 3, 4), -1, False) if ".default" in T.op and "safe" not in T.op
                else (T(2, 3, 4), -1))
 def softmax(call: Call):
@@ -86,8 +90,9 @@ def reduced(call: Call, value, dims, keepdim: bool):
                "all.default norm.Scalar linalg_norm.default nansum.default count_nonzero.dim_IntList",
                sample=lambda T: {"aten.linalg_vector_norm.default": (T(2, 3, 4), 2, [1]), "aten.norm.Scalar": (T(3, 4), 2),
                                  "aten.norm.ScalarOpt_dim": (T(2, 3, 4), 2, [1])}.get(
-                   T.op, (T(2, 3, 4),) if ".default" in T.op and T.op.split(".")[1] not in ("amax", "amin", "logsumexp")
-                   else (T(2, 3, 4), 1 if T.op.split(".")[1] in ("prod", "any", "all") and "dims" not in T.op else [1])))
+                   T.op, (T.bool(2, 3, 4), 1 if T.op.endswith(".dim") else [1]) if re.search("any.dim|all.dim|nonzero", T.op)
+                   else (T(2, 3, 4),) if ".default" in T.op and T.op.split(".")[1] not in ("amax", "amin", "logsumexp")
+                   else (T(2, 3, 4), 1 if "prod" in T.op else [1])))
 def reduction(call: Call):
     value = call.tensors()[0]
     return reduced(call, value, call.dims(value), call.args.get("keepdim", False))
@@ -113,13 +118,18 @@ def arg_extremum(call: Call):
     return reduced(call, value, call.dims(value), call.args["keepdim"])
 
 
-@rearrangement("cumsum.default cumprod.default logcumsumexp.default _cummax_helper.default "
+@rearrangement("cumsum.default cumprod.default logcumsumexp.default "
                "fft_fft.default fft_ifft.default",
                sample=lambda T: (T(2, 3, 4), None, 1) if "fft" in T.op else (T(2, 3, 4), 1))
 def ordered(call: Call):
     value = call.tensors()[0]
     call.pin(value, [call.dim(value)])
     return along(call, value, [call.dim(value)])[0]
+
+
+@rearrangement("cummax.default cummin.default", sample=lambda T: (T(2, 3, 4), 1))
+def ordered_with_indices(call: Call):
+    return [ordered(call)] * 2
 
 
 @rearrangement("fft_fftn.default fft_fft2.default fft_rfft.default fft_rfft2.default fft_irfft.default fft_irfft2.default",
@@ -145,4 +155,6 @@ def _weight_norm(call: Call) -> str:
 
 @rearrangement("_weight_norm_interface.default", sample=lambda T: (T(4, 3, 2), T(4, 1, 1), 0))
 def weight_norm_interface(call: Call):
-    return call.relate(_weight_norm(call))[:1] + [call.fresh(shape) for shape in call.shapes[1:]]
+    rank, dim = len(call.args["v"].shape), call.args["dim"]
+    result, kept = call.relate(_weight_norm(call))
+    return [result, call.factors.permute(kept, [0 if d == dim % rank else None for d in range(rank)])]

@@ -6,31 +6,31 @@ from .rule import Call, rearrangement, rule
 
 _UNARY = """
 abs.default acos.default acosh.default asin.default asinh.default atan.default atanh.default alias.default
-bitwise_not.default ceil.default celu.default clamp.default clamp_max.default clamp_min.default clone.default
+bitwise_not.default ceil.default celu.default clamp_max.default clamp_min.default clone.default
 contiguous.default cos.default cosh.default detach.default digamma.default dropout.default elu.default erf.default
 erfc.default exp.default exp2.default expm1.default feature_dropout.default floor.default frac.default gelu.default
 hardshrink.default hardsigmoid.default hardswish.default hardtanh.default isfinite.default isinf.default isnan.default
-leaky_relu.default lgamma.default lift_fresh_copy.default log.default log10.default log1p.default log2.default
+leaky_relu.default lift_fresh.default lgamma.default lift_fresh_copy.default log.default log10.default log1p.default log2.default
 log_sigmoid.default logical_not.default logit.default mish.default nan_to_num.default neg.default
 pow.Tensor_Scalar pow.Scalar reciprocal.default relu.default relu6.default round.default rsqrt.default rsub.Scalar
 selu.default sgn.default sigmoid.default sign.default silu.default sin.default sinc.default sinh.default
 softplus.default softshrink.default special_expit.default sqrt.default square.default tan.default tanh.default
-threshold.default to.dtype to.dtype_layout to.device to.other trunc.default type_as.default _to_copy.default
+threshold.default to.dtype to.dtype_layout to.device trunc.default _to_copy.default
 special_erf.default special_log1p.default special_expm1.default
-add.Scalar sub.Scalar mul.Scalar div.Scalar div.Scalar_mode remainder.Scalar fmod.Scalar floor_divide.Scalar
+add.Scalar sub.Scalar mul.Scalar div.Scalar remainder.Scalar fmod.Scalar floor_divide.Scalar
 eq.Scalar ne.Scalar lt.Scalar le.Scalar gt.Scalar ge.Scalar masked_fill.Scalar
 bitwise_and.Scalar bitwise_or.Scalar __and__.Scalar __or__.Scalar
 """
 
 _BINARY = """
-add.Tensor sub.Tensor mul.Tensor div.Tensor div.Tensor_mode multiply.Tensor subtract.Tensor divide.Tensor
+add.Tensor sub.Tensor mul.Tensor div.Tensor multiply.Tensor subtract.Tensor divide.Tensor
 true_divide.Tensor rsub.Tensor pow.Tensor_Tensor atan2.default
 remainder.Tensor fmod.Tensor floor_divide.default maximum.default minimum.default max.other min.other hypot.default
 eq.Tensor ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor logical_and.default logical_or.default logical_xor.default
 bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor __and__.Tensor __or__.Tensor __xor__.Tensor
 lerp.Scalar lerp.Tensor addcmul.default addcdiv.default xlogy.Tensor logaddexp.default
-clamp.Tensor clamp_min.Tensor clamp_max.Tensor
-masked_fill.Tensor where.self where.ScalarOther where.ScalarSelf where.Scalar
+clamp_min.Tensor clamp_max.Tensor
+where.self where.ScalarOther where.ScalarSelf where.Scalar
 """
 
 
@@ -40,14 +40,20 @@ def _all_alike(call: Call) -> str:
 
 rule(_UNARY, _all_alike)
 rule(_BINARY, _all_alike)
+rule("clamp.default", _all_alike, sample=lambda T: (T(2, 3, 4), -0.5, 0.5))
+rule("clamp.Tensor", _all_alike, sample=(lambda T: (T(2, 3, 4), T(3, 1), T(4) + 1), lambda T: (T(2, 3), None, T(2, 3))))
+rule("div.Scalar_mode", _all_alike, sample=lambda T: (T(2, 3, 4), 0.3, T.keyword(rounding_mode="floor")))
+rule("div.Tensor_mode", _all_alike, sample=lambda T: (T(2, 3, 4), T.positive(3, 1), T.keyword(rounding_mode="floor")))
+rule("masked_fill.Tensor", _all_alike, sample=lambda T: (T(2, 3, 4), T.bool(3, 1), T()))
+rule("to.other type_as.default", "*a, *b -> *a", sample=lambda T: (T(2, 3, 4), T(4)))  # of `other`, only the type
 
 rule("prelu.default", lambda c: "n c *s, c -> n c *s" if len(c.args["self"].shape) > 1 else "c, c -> c",
      sample=(lambda T: (T(2, 5, 3), T(5)), lambda T: (T(2, 5, 3), T(1))))
 
 
-@rearrangement("zeros_like.default ones_like.default full_like.default empty_like.default new_zeros.default "
-               "new_ones.default new_full.default new_empty.default zeros.default ones.default full.default "
-               "empty.memory_format scalar_tensor.default zero.default fill.Scalar")
+@rearrangement("zeros_like.default ones_like.default full_like.default new_zeros.default "
+               "new_ones.default new_full.default zeros.default ones.default full.default "
+               "scalar_tensor.default zero.default fill.Scalar")
 def constant(call: Call):
     return call.factors.constant(call.shapes[0])
 
@@ -55,3 +61,8 @@ def constant(call: Call):
 @rearrangement("fill.Tensor", sample=lambda T: (T(2, 3), T()))
 def filled(call: Call):
     return call.factors.constant(call.shapes[0])
+
+
+@rearrangement("empty_like.default new_empty.default empty.memory_format")
+def undefined(call: Call):
+    return call.fresh(call.shapes[0])

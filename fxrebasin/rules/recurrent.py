@@ -86,9 +86,8 @@ def recurrent_cell(call: Call):
     weights = [args[x] for x in ("w_ih", "w_hh", "b_ih", "b_hh") if args.get(x) is not None]
     value = args["input"]
     kernels = ["(t! h) i", "(t! h) j"] + ["(t! h)"] * (len(weights) - 2)
-    text = ", ".join(["*b i", *kernels, *["*b h"] * len(state)])
-    results = call.relate(f"{text} -> {', '.join(['*b h'] * len(state))}, *b h", [value, *weights, *state],
+    read, *cell = state if name != "gru_cell" else [*state, *state]  # what the recurrent kernel reads; what h goes on from
+    text = ", ".join(["*b i", *kernels, "*b j", *["*b h"] * len(cell)])
+    results = call.relate(f"{text} -> {', '.join(['*b h'] * len(state))}, *b h", [value, *weights, read, *cell],
                           t=_GATES[name])
-    return [_fed_back(call, results[0], weights[1], "*b h", _GATES[name]), *results[1:len(state)]]
-
-
+    return results[:len(state)]

@@ -142,6 +142,8 @@ def relate(call: Call, text: str, values: list[Value], sizes: dict[str, int]) ->
         call_dims = [d for d, x in enumerate(letters) if x and x.endswith("!")]
         if call_dims:
             call.pin(value, call_dims)
+        if any(x and size not in (1, sizes[x.rstrip("!")]) for x, size in zip(letters, value.shape)):
+            raise ValueError(f"sizes {value.shape} do not fit {text!r}")
         operands.append((value, [x.rstrip("!") if x and sizes[x.rstrip("!")] == value.shape[d] else None
                                  for d, x in enumerate(letters)]))
     stars = _stars(dims)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from .rule import Call, rearrangement, rule
 
 
+_STILL = "windows that do not overlap, and places within one, could change places; grids stay as they are"
+
+
 def _grid(ops: str, dims: int, sample) -> None:
     inside, outside = " ".join(f"h{d}!" for d in range(dims)), " ".join(f"z{d}" for d in range(dims))
-    rule(ops, f"*n {inside} -> *n {outside}", sample=sample)
+    rule(ops, f"*n {inside} -> *n {outside}", sample=sample, missing=_STILL)
 
 
 _grid("max_pool1d.default avg_pool1d.default", 1, lambda T: (T(2, 3, 8), [2], [2]))
@@ -29,7 +32,7 @@ _grid("upsample_nearest3d.vec upsample_trilinear3d.vec", 3,
 
 def _pool_with_indices(ops: str, dims: int, sample) -> None:
     inside, outside = " ".join(f"h{d}!" for d in range(dims)), " ".join(f"z{d}" for d in range(dims))
-    rule(ops, f"*n {inside} -> *n {outside}, *n {outside}", sample=sample)
+    rule(ops, f"*n {inside} -> *n {outside}, *n {outside}", sample=sample, missing=_STILL)
 
 
 _pool_with_indices("adaptive_max_pool1d.default", 1, lambda T: (T(2, 3, 8), [2]))

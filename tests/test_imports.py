@@ -1,0 +1,108 @@
+"""Imports run one way, and importing the package stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fxrebasin
+
+ROOT = Path(fxrebasin.__file__).parent
+# A module may import those before it. `infer` makes a Spec, so the values of spec.py come first.
+ORDER = ("errors", "capture", "factors", "rules", "spec", "infer", "alignment", "match", "rewrite", "transport",
+         "checkpoint", "verify", "show", "demo", "cli", "__main__")
+STRANGERS = {("factors", "capture"), ("capture", "factors"), ("rules", "capture")}  # know nothing of each other
+LAZY = {("spec", "alignment"), ("spec", "show")}  # imported inside convenience methods
+HEAVY = ("matplotlib", "numba", "transformers", "networkx", "jinja2", "timm", "torchvision")
+
+
+def part_of(path: Path) -> str:
+    """The name in ORDER that a file belongs to."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imported(path: Path, node: ast.AST) -> list[str]:
+    """The parts of this package that an import statement names."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.level:
+        package = ["fxrebasin", *path.relative_to(ROOT).parts[:-1]]
+        base = package[:len(package) - node.level + 1] + (node.module or "").split(".") * bool(node.module)
+        names = [".".join(base)] if len(base) > 1 else [f"fxrebasin.{alias.name}" for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        names = [node.module] if node.module != "fxrebasin" else [f"fxrebasin.{alias.name}" for alias in node.names]
+    else:
+        names = []
+    return [name.split(".")[1] for name in names if name.startswith("fxrebasin.")]
+
+
+def edges(path: Path) -> list[tuple[str, str, bool, int]]:
+    """(part, part that it imports, inside a function, line)."""
+    tree = ast.parse(path.read_text())
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+              for n in ast.walk(f)}
+    return [(part_of(path), other, id(node) in inside, node.lineno)
+            for node in ast.walk(tree) for other in imported(path, node)]
+
+
+def faults(found: list[tuple[str, str, bool, int]]) -> list[str]:
+    """What breaks the order."""
+    wrong = []
+    for part, other, lazy, line in found:
+        if part == other or (lazy and (part, other) in LAZY):
+            continue
+        if other not in ORDER or ORDER.index(other) > ORDER.index(part) or (part, other) in STRANGERS:
+            wrong.append(f"{part} imports {other} (line {line})")
+    return wrong
+
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    assert part_of(path) in ORDER, f"{path.name} has no place in the order"
+    assert not faults(edges(path))
+
+
+def test_an_upward_import_is_seen():
+    def seen(part: str, text: str) -> list[str]:
+        path = ROOT / f"{part}.py"
+        return faults([(part, other, False, 1) for node in ast.walk(ast.parse(text)) for other in imported(path, node)])
+    assert seen("spec", "from .alignment import Alignment") == ["spec imports alignment (line 1)"]
+    assert seen("capture", "from fxrebasin.match.problem import Problem") == ["capture imports match (line 1)"]
+    assert seen("rules", "import fxrebasin.infer") and seen("errors", "from . import show")
+    assert seen("factors", "from .capture import capture") and seen("transport", "from fxrebasin import cli")
+    assert not seen("transport", "from .alignment import Alignment") and not seen("spec", "import torch")
+    assert not faults([("spec", "alignment", True, 1)]) and faults([("rules", "infer", True, 1)])
+    inner = ROOT / "match" / "problem.py"
+    assert imported(inner, ast.parse("from ..alignment import Alignment").body[0]) == ["alignment"]
+    assert imported(inner, ast.parse("from .assignment import assign").body[0]) == ["match"]
+
+
+def test_factors_know_nothing_of_torch():
+    tree = ast.parse((ROOT / "factors.py").read_text())
+    modules = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names} | {
+        n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert not any(m.split(".")[0] == "torch" for m in modules if m)
+
+
+def test_importing_the_package_is_light():
+    code = ("import sys, torch; before = set(sys.modules); import fxrebasin; "
+            "print('\\n'.join({m.split('.')[0] for m in set(sys.modules) - before}))")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    new = set(result.stdout.split())
+    assert "fxrebasin" in new
+    assert not new & set(HEAVY), new & set(HEAVY)
+
+
+def test_public_names():
+    for name in fxrebasin.__all__:
+        assert getattr(fxrebasin, name) is not None
+    needed = {"infer", "match", "transport", "verify", "find_equivalence", "Spec", "Alignment", "NotEquivalentError"}
+    assert needed <= set(fxrebasin.__all__)
+    assert sorted(fxrebasin.__all__) == list(fxrebasin.__all__)
