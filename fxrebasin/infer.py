@@ -293,8 +293,7 @@ class _Reader:
                     pinned[name, axis] = next((atom.pinned for atom in atoms if atom.pinned), "a single element")
         outputs = {}
         for path, value in self.outputs.items():
-            for segments in (out := _ordered(value)):
-                self._name(f"output {path}", [segments])
+            self._name(f"output {path}", out := _ordered(value))
             outputs[path] = (value.shape, self._layout(out))
         free_outputs = {path: (shape, parts) for path, (shape, parts) in outputs.items()
                         if any(f in {m for g in groups.values() for m in g[0].members} for b in parts for a in b for f in a.factors)}

@@ -1,8 +1,9 @@
 """A spec for people: a table, graphs (networkx, DOT, Mermaid), one HTML page.
 
-Networks repeat themselves, so groups that differ in nothing but the numbers of their layer are shown as one row, with
-a * for the number. Names come from the user's model: whatever they hold is shown as text.
+Networks repeat themselves, so groups that differ in nothing but the numbers of their layer are shown as one
+row, with a * for the number. Names come from the user's model: whatever they hold is shown as text.
 """
+
 from __future__ import annotations
 
 import io
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     import networkx
     from rich.console import RenderableType
 
-_REASON = re.compile(r"(?P<why>.*?) \((?P<where>[^()]*:\d+ .*)\)", re.DOTALL)
+_REASON = re.compile(r"(?P<why>.*?) \((?P<where>[^()]*:\d+ .*|aten\.[\w.]+|)\)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Row:
-    """Groups that are alike, with a name for all of them; `sites`: (name for tensors alike, axis, span) -> how many."""
+    """Groups alike, with a name for all of them; `sites`: (name for tensors alike, axis, span) -> how many."""
 
     name: str
     groups: tuple[Group, ...]
@@ -45,12 +46,17 @@ class Row:
     def places(self) -> list[str]:
         """The sites as text, such as `blocks.*.attn.qkv.weight[0] 0:768 x12`."""
         layers = len(self.groups)
-        shown = ((site, count // layers if count % layers == 0 else count) for site, count in self.sites.items())
-        return [f"{tensor}[{axis}]" + (f" {span}" if span else "") + (f" x{count}" if count > 1 else "")
-                for (tensor, axis, span), count in shown]
+        shown = (
+            (site, count // layers if count % layers == 0 else count) for site, count in self.sites.items()
+        )
+        return [
+            f"{tensor}[{axis}]" + (f" {span}" if span else "") + (f" x{count}" if count > 1 else "")
+            for (tensor, axis, span), count in shown
+        ]
 
 
 # ---- alike -------------------------------------------------------------------------------------------------
+
 
 def rows(spec: Spec) -> list[Row]:
     """All groups, those of repeated layers together, in the order of the first of each."""
@@ -58,17 +64,28 @@ def rows(spec: Spec) -> list[Row]:
     for group in spec.groups.values():
         alike[_signature(spec, group)].append(group)
     names = _tensor_names(spec, alike)
-    return [Row(_starred(spec, groups), tuple(groups), tuple(_star(w, _depth(groups[0])) if len(groups) > 1 else w
-                                                             for w in groups[0].within),
-                _sites(spec, groups, names)) for groups in alike.values()]
+    return [
+        Row(
+            _starred(spec, groups),
+            tuple(groups),
+            tuple(_star(w, _depth(groups[0])) if len(groups) > 1 else w for w in groups[0].within),
+            _sites(spec, groups, names),
+        )
+        for groups in alike.values()
+    ]
 
 
 def _signature(spec: Spec, group: Group) -> tuple:
     """Equal for groups that differ in the numbers of their layer alone."""
     depth = _depth(group)
-    return (_star(group.name, depth), group.size, group.copies, tuple(_star(w, depth) for w in group.within),
-            tuple(_star(m, depth) for m in group.members),
-            tuple((_star(s.tensor, depth), s.axis, s.block, _size(spec, s)) for s in group.sites))
+    return (
+        _star(group.name, depth),
+        group.size,
+        group.copies,
+        tuple(_star(w, depth) for w in group.within),
+        tuple(_star(m, depth) for m in group.members),
+        tuple((_star(s.tensor, depth), s.axis, s.block, _size(spec, s)) for s in group.sites),
+    )
 
 
 def _size(spec: Spec, site: Site) -> tuple[int, ...]:
@@ -77,7 +94,9 @@ def _size(spec: Spec, site: Site) -> tuple[int, ...]:
 
 def _depth(group: Group) -> int:
     """How many leading parts all names of a group share: `blocks.3.attn` is three."""
-    names = {site.tensor for site in group.sites} | {name.split(":")[0] for name in (group.name, *group.within)}
+    names = {site.tensor for site in group.sites} | {
+        name.split(":")[0] for name in (group.name, *group.within)
+    }
     parts = [name.split(".") for name in names]
     shared = 0
     for column in zip(*parts):
@@ -90,7 +109,9 @@ def _depth(group: Group) -> int:
 def _star(name: str, depth: int | None = None) -> str:
     """The name with a * for each of its numbers, within the first `depth` parts."""
     parts = name.split(".")
-    return ".".join("*" if part.isdigit() and (depth is None or k < depth) else part for k, part in enumerate(parts))
+    return ".".join(
+        "*" if part.isdigit() and (depth is None or k < depth) else part for k, part in enumerate(parts)
+    )
 
 
 def _starred(spec: Spec, groups: list[Group]) -> str:
@@ -106,7 +127,11 @@ def _tensor_names(spec: Spec, alike: dict[tuple, list[Group]]) -> dict[str, str]
     kinds: dict[tuple, list[str]] = defaultdict(list)
     for tensor, ways in moved.items():
         kinds[_star(tensor), spec.shapes[tensor], frozenset(ways)].append(tensor)
-    return {tensor: kind[0] if len(tensors) > 1 else tensor for kind, tensors in kinds.items() for tensor in tensors}
+    return {
+        tensor: kind[0] if len(tensors) > 1 else tensor
+        for kind, tensors in kinds.items()
+        for tensor in tensors
+    }
 
 
 def _sites(spec: Spec, groups: list[Group], names: dict[str, str]) -> dict[tuple[str, int, str], int]:
@@ -115,8 +140,10 @@ def _sites(spec: Spec, groups: list[Group], names: dict[str, str]) -> dict[tuple
         blocks: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
         for site in group.sites:
             blocks[site.tensor, site.axis].append(spec.layouts[site.tensor][site.block][site.axis].positions)
-        found.update((names[tensor], axis, _span(positions, spec.shapes[tensor][axis]))
-                     for (tensor, axis), positions in blocks.items())
+        found.update(
+            (names[tensor], axis, _span(positions, spec.shapes[tensor][axis]))
+            for (tensor, axis), positions in blocks.items()
+        )
     return dict(found)
 
 
@@ -127,6 +154,7 @@ def _span(positions: list[np.ndarray], size: int) -> str:
 
 
 # ---- pinned ------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Reason:
@@ -143,35 +171,46 @@ def reasons(spec: Spec) -> list[Reason]:
     for axis, reason in spec.pinned.items():
         match = _REASON.fullmatch(reason)
         found[match["why"] if match else reason].append((match["where"] if match else "", axis))
-    return sorted((Reason(why, tuple(dict.fromkeys(w for w, _ in places if w)), tuple(axis for _, axis in places))
-                   for why, places in found.items()), key=lambda reason: -len(reason.axes))
+    return sorted(
+        (
+            Reason(why, tuple(dict.fromkeys(w for w, _ in places if w)), tuple(axis for _, axis in places))
+            for why, places in found.items()
+        ),
+        key=lambda reason: -len(reason.axes),
+    )
 
 
 def _cost(spec: Spec, op: str) -> int:
     """How many axes are pinned for want of a rule for `op`."""
-    return sum(reason.startswith((f"{op} has no rule", f"the rule for {op} ")) for reason in spec.pinned.values())
+    return sum(
+        reason.startswith((f"{op} has no rule", f"the rule for {op} ")) for reason in spec.pinned.values()
+    )
 
 
 def _facts(spec: Spec) -> list[str]:
     """What is to be said before the tables."""
     sizes = {name: math.prod(spec.shapes[name]) for name in spec.layouts}
     share = sum(sizes[name] for name in spec.permutable) / max(1, sum(sizes.values()))
-    facts = [f"{len(spec.groups)} groups, order {_power(spec.log10_order)}",
-             f"{len(spec.permutable)} of {len(spec.layouts)} tensors can be permuted: {share:.1%} of "
-             f"{sum(sizes.values()):,} numbers"]
+    facts = [
+        f"{len(spec.groups)} groups, order {_power(spec.log10_order)}",
+        f"{len(spec.permutable)} of {len(spec.layouts)} tensors can be permuted: {share:.1%} of "
+        f"{sum(sizes.values()):,} numbers",
+    ]
     if spec.ties:
         facts.append("tied: " + _some([f"{alias} = {name}" for alias, name in spec.ties.items()]))
     if spec.passed:
         facts.append("passed through unchanged: " + _some(list(spec.passed)))
     if spec.outputs:
         facts.append("outputs that move with the network: " + _some(list(spec.outputs)))
-    facts += [f"no rule for {op} ({where}): {_cost(spec, op)} axes pinned" for op, where in spec.unruled.items()]
+    facts += [
+        f"no rule for {op} ({where}): {_cost(spec, op)} axes pinned" for op, where in spec.unruled.items()
+    ]
     return facts + [f"note: {note}" for note in spec.notes]
 
 
 def _power(log10: float) -> str:
     """An order of magnitude; small ones in full."""
-    return f"{round(10 ** log10):,}" if log10 < 6 else f"10^{log10:.1f}"
+    return f"{round(10**log10):,}" if log10 < 6 else f"10^{log10:.1f}"
 
 
 def _some(texts: list[str], most: int = 3) -> str:
@@ -185,14 +224,21 @@ def _plain(text: str) -> str:
 
 # ---- text --------------------------------------------------------------------------------------------------
 
+
 def table(spec: Spec, width: int | None = None, sites: int = 6) -> str:
-    """The spec as a text table, `width` characters wide (None: as wide as its content), with at most `sites` sites a
-    row."""
+    """The spec as a text table, `width` wide (None: as its content), with at most `sites` sites a row."""
     from rich.console import Console
-    console = Console(file=io.StringIO(), width=width or 10_000, color_system=None, force_terminal=False,
-                      legacy_windows=False)
+
+    text = io.StringIO()
+    console = Console(
+        file=text,
+        width=width or 10_000,
+        color_system=None,
+        force_terminal=False,
+        legacy_windows=False,
+    )
     console.print(renderable(spec, sites), soft_wrap=False)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
 def renderable(spec: Spec, sites: int = 6) -> RenderableType:
@@ -207,40 +253,82 @@ def renderable(spec: Spec, sites: int = 6) -> RenderableType:
             new_table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
         return new_table
 
-    groups = new(("group", "left"), ("size", "right"), ("copies", "right"), ("layers", "right"), ("order", "right"),
-                 ("within", "left"), ("sites", "left"))
+    groups = new(
+        ("group", "left"),
+        ("size", "right"),
+        ("copies", "right"),
+        ("layers", "right"),
+        ("order", "right"),
+        ("within", "left"),
+        ("sites", "left"),
+    )
     for row in rows(spec):
-        places = row.places[:sites] + ([f"... {len(row.places) - sites} more"] if len(row.places) > sites else [])
-        cells = (row.name, str(row.group.size), str(row.group.copies), f"x{len(row.groups)}" if len(row.groups) > 1 else "",
-                 _power(row.log10_order), "\n".join(map(_plain, row.within)))
-        groups.add_row(*(Text(cell if k == 5 else _plain(cell)) for k, cell in enumerate(cells)),
-                       Text("\n".join(map(_plain, places))))
+        places = row.places[:sites] + (
+            [f"... {len(row.places) - sites} more"] if len(row.places) > sites else []
+        )
+        cells = (
+            row.name,
+            str(row.group.size),
+            str(row.group.copies),
+            f"x{len(row.groups)}" if len(row.groups) > 1 else "",
+            _power(row.log10_order),
+            "\n".join(map(_plain, row.within)),
+        )
+        groups.add_row(
+            *(Text(cell if k == 5 else _plain(cell)) for k, cell in enumerate(cells)),
+            Text("\n".join(map(_plain, places))),
+        )
     pinned = new(("pinned axes", "right"), ("reason", "left"), ("such as", "left"), ("at", "left"))
     for reason in reasons(spec):
         first = "{}[{}]".format(*reason.axes[0])
-        pinned.add_row(*(Text(_plain(cell)) for cell in (str(len(reason.axes)), reason.why, first, _some(
-            [where.split(" ")[0] for where in reason.where], 2))))
+        pinned.add_row(
+            *(
+                Text(_plain(cell))
+                for cell in (
+                    str(len(reason.axes)),
+                    reason.why,
+                    first,
+                    _some([where.split(" ")[0] for where in reason.where], 2),
+                )
+            )
+        )
     facts = Text("\n".join(map(_plain, _facts(spec))))
-    return Stack(facts, *([Text(), groups] if spec.groups else []), *([Text(), pinned] if spec.pinned else []))
+    return Stack(
+        facts, *([Text(), groups] if spec.groups else []), *([Text(), pinned] if spec.pinned else [])
+    )
 
 
 # ---- graphs ------------------------------------------------------------------------------------------------
 
-def to_networkx(spec: Spec) -> networkx.Graph:
-    """A bipartite graph: a node for each group (its name) and for each axis of the state (tensor, axis), and an edge
-    wherever a group moves an axis.
 
-    Groups have `kind="group"`, `size`, `copies`, `within`; axes have `kind="axis"`, `size`, and `pinned` (the reason,
+def to_networkx(spec: Spec) -> networkx.Graph:
+    """A bipartite graph: a node for each group (its name) and each axis of the state (tensor, axis), and an
+    edge wherever a group moves an axis.
+
+    Groups have `kind="group"`, `size`, `copies`, `within`; axes have `kind="axis"`, `size`, and `pinned` (why,
     "" if they move); edges have `blocks`, the numbers of the blocks of the tensor's layout.
     """
     import networkx
+
     graph = networkx.Graph()
     for group in spec.groups.values():
-        graph.add_node(group.name, kind="group", bipartite=0, size=group.size, copies=group.copies,
-                       within=", ".join(group.within))
+        graph.add_node(
+            group.name,
+            kind="group",
+            bipartite=0,
+            size=group.size,
+            copies=group.copies,
+            within=", ".join(group.within),
+        )
     for tensor in spec.layouts:
         for axis, size in enumerate(spec.shapes[tensor]):
-            graph.add_node((tensor, axis), kind="axis", bipartite=1, size=size, pinned=spec.pinned.get((tensor, axis), ""))
+            graph.add_node(
+                (tensor, axis),
+                kind="axis",
+                bipartite=1,
+                size=size,
+                pinned=spec.pinned.get((tensor, axis), ""),
+            )
     blocks: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for group in spec.groups.values():
         for site in group.sites:
@@ -271,23 +359,36 @@ def _tensors(edges: Iterable[tuple[int, str, str]]) -> dict[str, int]:
 
 def to_dot(spec: Spec) -> str:
     """The groups, the tensors and which axes move with what, repeated layers once, in Graphviz's language."""
+
     def quoted(*lines: str) -> str:
-        return '"' + "\\n".join(_plain(line).replace("\\", "\\\\").replace('"', '\\"') for line in lines) + '"'
+        return (
+            '"' + "\\n".join(_plain(line).replace("\\", "\\\\").replace('"', '\\"') for line in lines) + '"'
+        )
+
     edges = list(_edges(spec))
     tensors = _tensors(edges)
     text = ["graph spec {", "  rankdir=LR;", '  node [fontname="Helvetica", fontsize=10];']
-    text += [f"  g{k} [shape=ellipse, style=filled, fillcolor=lightblue, label={quoted(*_group_label(row))}];"
-             for k, row in enumerate(rows(spec))]
+    text += [
+        f"  g{k} [shape=ellipse, style=filled, fillcolor=lightblue, label={quoted(*_group_label(row))}];"
+        for k, row in enumerate(rows(spec))
+    ]
     text += [f"  t{k} [shape=box, label={quoted(tensor)}];" for tensor, k in tensors.items()]
-    text += [f"  g{k} -- t{tensors[tensor]} [fontsize=9, label={quoted(label)}];" for k, tensor, label in edges]
+    text += [
+        f"  g{k} -- t{tensors[tensor]} [fontsize=9, label={quoted(label)}];" for k, tensor, label in edges
+    ]
     return "\n".join([*text, "}"]) + "\n"
 
 
 def to_mermaid(spec: Spec) -> str:
     """The same graph as `to_dot` in Mermaid's language."""
+
     def quoted(*lines: str) -> str:
-        safe = ("".join(c if c.isalnum() or c in " ._-:,!^=/" else f"#{ord(c)};" for c in _plain(line)) for line in lines)
+        safe = (
+            "".join(c if c.isalnum() or c in " ._-:,!^=/" else f"#{ord(c)};" for c in _plain(line))
+            for line in lines
+        )
         return '"' + "<br/>".join(safe) + '"'
+
     edges = list(_edges(spec))
     tensors = _tensors(edges)
     text = ["graph LR"]
@@ -306,14 +407,16 @@ _PAGE = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none';
+ form-action 'none'">
 <title>fxrebasin: {{ spec.groups | length }} groups</title>
 <style>
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); }
+th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
+  border-bottom: 1px solid var(--line); }
 th { position: sticky; top: 0; background: Canvas; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
 td { overflow-wrap: anywhere; } code, td.c { font-family: ui-monospace, monospace; font-size: .87rem; }
@@ -326,27 +429,30 @@ tr:hover td { background: var(--soft); }
 <body>
 <h1>Permutation symmetries</h1>
 <ul class="facts">{% for fact in facts %}<li>{{ fact }}</li>{% endfor %}</ul>
-<p><input type="search" id="filter" placeholder="Search groups, tensors, reasons" aria-label="Search"> <span id="count">
-</span></p>
+<p><input type="search" id="filter" placeholder="Search groups, tensors, reasons" aria-label="Search">
+<span id="count"></span></p>
 <h2>Groups</h2>
 <table>
-<thead><tr><th>group</th><th class="n">size</th><th class="n">copies</th><th class="n">layers</th><th class="n">order</th>
-<th>within</th><th>sites</th></tr></thead>
+<thead><tr><th>group</th><th class="n">size</th><th class="n">copies</th><th class="n">layers</th>
+<th class="n">order</th><th>within</th><th>sites</th></tr></thead>
 <tbody>
-{% for row in rows %}<tr data-more="{{ row.groups | map(attribute='name') | join(' ') }}"><td class="c">{{ row.name }}</td>
-<td class="n">{{ row.group.size }}</td><td class="n">{{ row.group.copies }}</td><td class="n">{{ row.groups | length }}</td>
+{% for row in rows %}<tr data-more="{{ row.groups | map(attribute='name') | join(' ') }}">
+<td class="c">{{ row.name }}</td><td class="n">{{ row.group.size }}</td><td class="n">{{ row.group.copies }}</td>
+<td class="n">{{ row.groups | length }}</td>
 <td class="n">{{ power(row.log10_order) }}</td>
 <td class="c">{% for name in row.within %}{{ name }}{% if not loop.last %}<br>{% endif %}{% endfor %}</td>
 <td class="c">{% for place in row.places[:4] %}{{ place }}{% if not loop.last %}<br>{% endif %}{% endfor %}
 {% if row.places | length > 4 %}<details><summary>{{ row.places | length - 4 }} more</summary>
-{% for place in row.places[4:] %}{{ place }}{% if not loop.last %}<br>{% endif %}{% endfor %}</details>{% endif %}</td></tr>
+{% for place in row.places[4:] %}{{ place }}{% if not loop.last %}<br>{% endif %}{% endfor %}</details>{% endif %}</td>
+</tr>
 {% endfor %}</tbody>
 </table>
 <h2>Pinned axes</h2>
 <table>
 <thead><tr><th>tensor</th><th class="n">axis</th><th class="n">size</th><th>reason</th></tr></thead>
 <tbody>
-{% for (tensor, axis), reason in spec.pinned.items() %}<tr><td class="c">{{ tensor }}</td><td class="n">{{ axis }}</td>
+{% for (tensor, axis), reason in spec.pinned.items() %}<tr>
+<td class="c">{{ tensor }}</td><td class="n">{{ axis }}</td>
 <td class="n">{{ spec.shapes[tensor][axis] }}</td><td>{{ reason }}</td></tr>
 {% else %}<tr><td colspan="4">none</td></tr>
 {% endfor %}</tbody>
@@ -370,7 +476,8 @@ field.addEventListener("input", () => {
 
 
 def to_html(spec: Spec) -> str:
-    """One page that holds everything it needs: what there is in `table`, every pinned axis, and a search field."""
+    """One page that needs nothing else: what there is in `table`, every pinned axis, and a search field."""
     from jinja2 import Environment, StrictUndefined
+
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE)
     return page.render(spec=spec, rows=rows(spec), facts=_facts(spec), power=_power)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from unittest import mock
 
@@ -42,7 +42,7 @@ def traced(network: Network, inputs: tuple[Tensor, ...]) -> Program:
     def run(*tensors):
         return torch.func.functional_call(network, dict(zip(state, tensors)), tensors[len(state):])
 
-    with torch.no_grad(), mock.patch.object(proxy_tensor, "extract_val", lambda value, *_: value):  # real, not fake ones
+    with torch.no_grad(), mock.patch.object(proxy_tensor, "extract_val", lambda value, **_: value):  # no fakes
         module = proxy_tensor.make_fx(run, decomposition_table={}, pre_dispatch=True)(
             *(tensor.detach() for tensor in state.values()), *inputs)
     nodes = list(module.graph.nodes)
@@ -97,10 +97,12 @@ def sizes(spec: fxr.Spec) -> Counter:
     return Counter((group.size, group.copies) for group in spec.groups.values())
 
 
-def examine(network: Network, capture: Callable[..., Program] = traced) -> Examined:
-    """Checks every property of one network."""
+def examine(network: Network, capture: Callable[..., Program] = traced, only: Iterable[str] | None = None) -> Examined:
+    """Checks properties of one network: all, or `only` some, "inference" among them."""
     found = Examined()
     for name, check in PROPERTIES.items():
+        if only is not None and name not in only:
+            continue
         try:
             check(network, capture, found)
         except Exception as error:  # whatever it is, it should not have been raised

@@ -18,9 +18,16 @@ from fxrebasin.errors import CheckpointError
 def sample() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     tied = torch.randn(4, 3, generator=generator)
-    return {"tied.a": tied, "tied.b": tied, "slice": torch.randn(1000, generator=generator)[10:20],
-            "turned": torch.randn(3, 5, generator=generator).T, "count": torch.tensor(3), "none": torch.zeros(0, 2),
-            "half": torch.randn(4, generator=generator).half(), "brain": torch.randn(4, generator=generator).bfloat16()}
+    return {
+        "tied.a": tied,
+        "tied.b": tied,
+        "slice": torch.randn(1000, generator=generator)[10:20],
+        "turned": torch.randn(3, 5, generator=generator).T,
+        "count": torch.tensor(3),
+        "none": torch.zeros(0, 2),
+        "half": torch.randn(4, generator=generator).half(),
+        "brain": torch.randn(4, generator=generator).bfloat16(),
+    }
 
 
 def same(a, b) -> bool:
@@ -28,7 +35,7 @@ def same(a, b) -> bool:
 
 
 def refusal(path, function=load_state, *args) -> str:
-    """The message of the one CheckpointError that `function(path)` must raise: a single line that names the path."""
+    """The message of the CheckpointError that `function(path)` must raise: a line that names the path."""
     with pytest.raises(CheckpointError) as caught:
         function(path, *args)
     text = str(caught.value)
@@ -41,6 +48,7 @@ def nothing_left(folder, *allowed) -> bool:
 
 
 # ---- files -------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt", "x.pth", "x.bin", "x.ckpt"])
 def test_round_trip(tmp_path, name):
@@ -69,6 +77,7 @@ def test_a_tied_state_in_safetensors_loads_strictly(tmp_path):
             super().__init__()
             self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 4)
             self.b.weight = self.a.weight
+
     save_state(Tied().state_dict(), tmp_path / "x.safetensors")
     model = Tied()
     model.load_state_dict(load_file(tmp_path / "x.safetensors"), strict=True)
@@ -76,7 +85,7 @@ def test_a_tied_state_in_safetensors_loads_strictly(tmp_path):
 
 
 def test_overlapping_views_are_written_apart(tmp_path):
-    whole_, = torch.arange(10.).split(10)
+    (whole_,) = torch.arange(10.0).split(10)
     state = {"all": whole_, "head": whole_[:4], "middle": whole_[2:6]}
     save_state(state, tmp_path / "x.safetensors")
     assert same(load_state(tmp_path / "x.safetensors"), state)
@@ -107,8 +116,13 @@ def test_nested_states_are_unwrapped_with_a_note(tmp_path, key):
 
 # ---- like --------------------------------------------------------------------------------------------------
 
+
 def test_like_keeps_dtypes_metadata_and_kind(tmp_path):
-    save_file({"a": torch.ones(3).half(), "n": torch.tensor(1)}, tmp_path / "x", metadata={"format": "pt", "made": "here"})
+    save_file(
+        {"a": torch.ones(3).half(), "n": torch.tensor(1)},
+        tmp_path / "x",
+        metadata={"format": "pt", "made": "here"},
+    )
     save_state({"a": torch.full((3,), 2.0), "n": torch.tensor(5)}, tmp_path / "y", like=tmp_path / "x")
     assert same(load_state(tmp_path / "y"), {"a": torch.full((3,), 2.0).half(), "n": torch.tensor(5)})
     assert form_of(tmp_path / "y").metadata["y"] == {"format": "pt", "made": "here"}
@@ -132,7 +146,9 @@ def test_ties_that_the_file_leaves_out(tmp_path):
     assert fill_ties({}, ties) == {}
     save_state(state, tmp_path / "y.safetensors", like=tmp_path / "x.safetensors")
     assert list(load_state(tmp_path / "y.safetensors")) == ["wte"]
-    save_state(state | {"head": torch.zeros(3, 2)}, tmp_path / "z.safetensors", like=tmp_path / "x.safetensors")
+    save_state(
+        state | {"head": torch.zeros(3, 2)}, tmp_path / "z.safetensors", like=tmp_path / "x.safetensors"
+    )
     assert sorted(load_state(tmp_path / "z.safetensors")) == ["head", "wte"]  # no tie: nothing may be lost
 
 
@@ -140,11 +156,16 @@ def sharded(folder, kind):
     """A folder as transformers writes it; its state."""
     folder.mkdir()
     ending, prefix = (".safetensors", "model") if kind == "safetensors" else (".bin", "pytorch_model")
-    parts = [{"a": torch.arange(6.).reshape(2, 3), "b": torch.ones(2).half()}, {"c": torch.zeros(4)}]
+    parts = [{"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2).half()}, {"c": torch.zeros(4)}]
     names = [f"{prefix}-{k + 1:05}-of-00002{ending}" for k in range(2)]
     for part, name in zip(parts, names):
-        save_file(part, folder / name, metadata={"format": "pt"}) if kind == "safetensors" else torch.save(part, folder / name)
-    index = {"metadata": {"total_size": 44}, "weight_map": {k: name for part, name in zip(parts, names) for k in part}}
+        save_file(part, folder / name, metadata={"format": "pt"}) if kind == "safetensors" else torch.save(
+            part, folder / name
+        )
+    index = {
+        "metadata": {"total_size": 44},
+        "weight_map": {k: name for part, name in zip(parts, names) for k in part},
+    }
     (folder / f"{prefix}{ending}.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text("{}")
     (folder / "script.py").write_text("")
@@ -185,6 +206,7 @@ def test_a_folder_with_one_file(tmp_path):
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------
+
 
 class Hostile:
     def __init__(self, path):
@@ -236,9 +258,15 @@ def test_damaged_files_are_refused_or_read_but_nothing_else(tmp_path):
                 assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("content, word", [
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    (b"GGUF" + bytes(100), "unknown format"), (b"hello", "unknown format"), (bytes(200), "unknown format")])
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"GGUF" + bytes(100), "unknown format"),
+        (b"hello", "unknown format"),
+        (bytes(200), "unknown format"),
+    ],
+)
 def test_unknown_files(tmp_path, content, word):
     (tmp_path / "x").write_bytes(content)
     assert word in refusal(tmp_path / "x")
@@ -246,8 +274,13 @@ def test_unknown_files(tmp_path, content, word):
 
 def test_files_of_other_things(tmp_path):
     file = tmp_path / "x.pt"
-    for content, word in (([torch.ones(2)], "holds a list"), ({"a": torch.ones(2), "epoch": 3}, "'epoch' is a int"),
-                          ({1: torch.ones(2)}, "1 is a Tensor"), ({}, "no tensors"), (nn.Linear(2, 2), "Linear")):
+    for content, word in (
+        ([torch.ones(2)], "holds a list"),
+        ({"a": torch.ones(2), "epoch": 3}, "'epoch' is a int"),
+        ({1: torch.ones(2)}, "1 is a Tensor"),
+        ({}, "no tensors"),
+        (nn.Linear(2, 2), "Linear"),
+    ):
         torch.save(content, file)
         assert word in refusal(file)
     with warnings.catch_warnings():
@@ -261,7 +294,9 @@ def test_files_of_other_things(tmp_path):
     assert "found none" in refusal(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "a\0b"]
+)
 def test_an_index_that_points_outside_its_folder(tmp_path, name):
     (tmp_path / "in").mkdir()
     save_state({"a": torch.ones(2)}, tmp_path / "secret.safetensors")
@@ -275,10 +310,15 @@ def test_damaged_shards(tmp_path):
     sharded(tmp_path / "in", "safetensors")
     index = tmp_path / "in" / "model.safetensors.index.json"
     good = json.loads(index.read_text())
-    for text, word in (("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[]", "no \"weight_map\""), ("{}", "no \"weight_map\""),
-                       (json.dumps({"weight_map": {"a": 3}}), "no \"weight_map\""),
-                       (json.dumps({"weight_map": {**good["weight_map"], "d": "lost.safetensors"}}), "which is not there"),
-                       (json.dumps({"weight_map": {**good["weight_map"], "d": good["weight_map"]["a"]}}), "disagree on 'd'")):
+    for text, word in (
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", 'no "weight_map"'),
+        ("{}", 'no "weight_map"'),
+        (json.dumps({"weight_map": {"a": 3}}), 'no "weight_map"'),
+        (json.dumps({"weight_map": {**good["weight_map"], "d": "lost.safetensors"}}), "which is not there"),
+        (json.dumps({"weight_map": {**good["weight_map"], "d": good["weight_map"]["a"]}}), "disagree on 'd'"),
+    ):
         index.write_text(text)
         with pytest.raises(CheckpointError) as caught:
             load_state(tmp_path / "in")
@@ -286,6 +326,7 @@ def test_damaged_shards(tmp_path):
 
 
 # ---- whole or not at all -----------------------------------------------------------------------------------
+
 
 def test_places_that_cannot_be_written(tmp_path):
     state = {"a": torch.ones(2)}
@@ -300,10 +341,13 @@ def test_places_that_cannot_be_written(tmp_path):
     assert nothing_left(tmp_path, "full")
 
 
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("torch")])
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("torch")]
+)
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "folder"])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, name, failure):
     import fxrebasin.checkpoint as checkpoint
+
     sharded(tmp_path / "in", "torch" if name == "x.pt" else "safetensors")
     if name != "folder":
         save_state({"a": torch.zeros(2)}, tmp_path / name)
@@ -312,6 +356,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def failing(content, path, **_):
         path.write_bytes(b"half")
         raise failure
+
     monkeypatch.setattr(checkpoint, "save_file", failing)
     monkeypatch.setattr(torch, "save", failing)
     with pytest.raises((CheckpointError, KeyboardInterrupt, RuntimeError)):

@@ -61,13 +61,14 @@ def spec(folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a module, a state `a`, a permuted one `b`, a fine-tuned `ft`, another network `n`, and an alignment."""
+    """A module, a state `a`, a permuted one `b`, a fine-tuned `ft`, another network `n`, an alignment."""
     path, here, before = tmp_path_factory.mktemp("cli"), os.getcwd(), list(sys.path)
     os.chdir(path)
     (path / "clinet.py").write_text(NET)
     (path / "broken.py").write_text("import torch\n1 / 0\n")
     sys.path.insert(0, str(path))
     from clinet import Net
+
     torch.manual_seed(0)
     a, spec = Net().state_dict(), fxr.infer(Net(), torch.zeros(2, 4))
     pi = spec.random(1)
@@ -89,13 +90,16 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def out(folder, capsys):
     """Runs a command line; (status, stdout, stderr)."""
+
     def call(line: str):
         status = run(line.split())
         return status, *capsys.readouterr()
+
     return call
 
 
 # ---- answers -----------------------------------------------------------------------------------------------
+
 
 def test_inspect(out, spec):
     status, text, errors = out("inspect clinet:pair")
@@ -104,10 +108,14 @@ def test_inspect(out, spec):
 
 
 def test_json_is_one_document_and_nothing_else(out, spec):
-    for line in ("inspect clinet:pair --json", "match clinet:pair a.safetensors b.safetensors -o j1.safetensors --json",
-                 "transport clinet:pair a.safetensors ft.pt b.safetensors -o j2.safetensors --json",
-                 "verify clinet:pair a.safetensors b.safetensors --json", "verify clinet:pair a.safetensors n.pt --json",
-                 "verify clinet:pair --alignment pi.safetensors --json"):
+    for line in (
+        "inspect clinet:pair --json",
+        "match clinet:pair a.safetensors b.safetensors -o j1.safetensors --json",
+        "transport clinet:pair a.safetensors ft.pt b.safetensors -o j2.safetensors --json",
+        "verify clinet:pair a.safetensors b.safetensors --json",
+        "verify clinet:pair a.safetensors n.pt --json",
+        "verify clinet:pair --alignment pi.safetensors --json",
+    ):
         status, text, _ = out(line)
         assert status in (DONE, NO) and text.count("\n") == 1
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -117,7 +125,9 @@ def test_json_is_one_document_and_nothing_else(out, spec):
 def test_inspect_writes_pictures(out, spec, folder):
     status, text, _ = out("inspect clinet:pair --dot g.dot --html g.html")
     assert status == DONE and "g.dot, g.html" in text
-    assert (folder / "g.dot").read_text() == spec.to_dot() and (folder / "g.html").read_text() == spec.to_html()
+    assert (folder / "g.dot").read_text() == spec.to_dot() and (
+        folder / "g.html"
+    ).read_text() == spec.to_html()
 
 
 def test_outputs_free(out):
@@ -128,7 +138,11 @@ def test_inputs_by_name_and_type(out):
     status, text, _ = out("inspect clinet:Words --input ids=2x5:int64:50 --input 1")
     assert status == DONE and "table.weight[1]" in text
     model, inputs = cli.load_model("clinet:Words", ["scale=2x5x8:float64", "2x5:int:50"])
-    assert inputs["scale"].dtype == torch.float64 and inputs["ids"].dtype == torch.int64 and inputs["ids"].max() > 9
+    assert (
+        inputs["scale"].dtype == torch.float64
+        and inputs["ids"].dtype == torch.int64
+        and inputs["ids"].max() > 9
+    )
     assert model(**inputs).shape == (2, 5, 8)
 
 
@@ -139,14 +153,23 @@ def test_match_apply_and_verify(out, spec, folder):
     assert (folder / "moved.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
     status, text, _ = out("verify clinet:pair a.safetensors b.safetensors -o e.safetensors")
     assert status == DONE and text.startswith("equivalent: ")
-    assert fxr.Alignment.load("e.safetensors") == fxr.Alignment.load("m.safetensors") == fxr.Alignment.load("pi.safetensors")
+    assert (
+        fxr.Alignment.load("e.safetensors")
+        == fxr.Alignment.load("m.safetensors")
+        == fxr.Alignment.load("pi.safetensors")
+    )
     assert out("verify clinet:pair a.safetensors n.pt -o none.safetensors")[:2] == (
-        NO, "NOT equivalent: no alignment was found that makes a.safetensors equal n.pt\n")
+        NO,
+        "NOT equivalent: no alignment was found that makes a.safetensors equal n.pt\n",
+    )
     assert not (folder / "none.safetensors").exists()
 
 
 def test_verify_an_alignment(out, spec, monkeypatch):
-    for line in ("verify clinet:pair --alignment pi.safetensors", "verify clinet:pair n.pt --alignment pi.safetensors"):
+    for line in (
+        "verify clinet:pair --alignment pi.safetensors",
+        "verify clinet:pair n.pt --alignment pi.safetensors",
+    ):
         status, text, _ = out(line)
         error = float(re.search(r"(\S+) relative", text)[1])
         assert status == DONE and text.startswith("equivalent: ") and error < 1e-14
@@ -154,6 +177,7 @@ def test_verify_an_alignment(out, spec, monkeypatch):
 
     def refuse(*_, **__):
         raise fxr.NotEquivalentError("differs", wrong)
+
     monkeypatch.setattr(cli, "verify", refuse)
     status, text, errors = out("verify clinet:pair --alignment pi.safetensors")
     assert (status, text) == (NO, f"{wrong}\n") and "error" not in errors
@@ -164,14 +188,21 @@ def test_verify_an_alignment(out, spec, monkeypatch):
 def test_verify_sees_through_inputs_that_are_all_zero(folder):
     found = cli._telling(torch.zeros(3, 4))
     assert found.unique().numel() == 12
-    kept = torch.arange(3.)
+    kept = torch.arange(3.0)
     assert cli._telling(kept) is kept and cli._telling(torch.zeros(2, dtype=torch.int64)).max() == 0
 
 
 def test_transport(out, folder):
-    assert out("transport clinet:pair a.safetensors ft.pt b.safetensors -o t.safetensors --alpha 0.5")[0] == DONE
-    assert out("transport clinet:pair a.safetensors ft.pt b.safetensors -o t2.safetensors --alpha 0.5 "
-               "--alignment pi.safetensors")[0] == DONE
+    assert (
+        out("transport clinet:pair a.safetensors ft.pt b.safetensors -o t.safetensors --alpha 0.5")[0] == DONE
+    )
+    assert (
+        out(
+            "transport clinet:pair a.safetensors ft.pt b.safetensors -o t2.safetensors --alpha 0.5 "
+            "--alignment pi.safetensors"
+        )[0]
+        == DONE
+    )
     assert (folder / "t.safetensors").read_bytes() == (folder / "t2.safetensors").read_bytes()
     a, ft, b = map(load_state, ("a.safetensors", "ft.pt", "b.safetensors"))
     expected = fxr.transport(a, ft, b, fxr.Alignment.load("pi.safetensors"), 0.5)
@@ -181,7 +212,8 @@ def test_transport(out, folder):
 
 @pytest.mark.parametrize("method", ["identity", "git-rebasin", "transfusion"])
 def test_methods(out, method):
-    line = f"match clinet:pair a.safetensors b.safetensors -o {method}.st --method {method} --seed 3 --effort fast --json"
+    line = f"match clinet:pair a.safetensors b.safetensors -o {method}.st --method {method} "
+    line += "--seed 3 --effort fast --json"
     status, text, _ = out(line)
     assert status == DONE and json.loads(text)["method"] == method and json.loads(text)["seed"] == 3
     assert fxr.Alignment.load(f"{method}.st").method == method
@@ -190,9 +222,14 @@ def test_methods(out, method):
 def test_notes_go_to_stderr(out, folder):
     torch.save({"state_dict": load_state("a.safetensors"), "epoch": 1}, "nested.pt")
     status, text, errors = out("apply pi.safetensors nested.pt -o nested_out.pt")
-    assert status == DONE and "note: nested.pt: took the state under 'state_dict'; 'epoch' left aside\n" in errors
+    assert (
+        status == DONE
+        and "note: nested.pt: took the state under 'state_dict'; 'epoch' left aside\n" in errors
+    )
     assert "note" not in text and list(torch.load("nested_out.pt", weights_only=True)) == ["state_dict"]
-    assert "nothing in this model can be permuted" in out("match clinet:Fixed w.pt w.pt -o w.st --input 2x3")[2]
+    assert (
+        "nothing in this model can be permuted" in out("match clinet:Fixed w.pt w.pt -o w.st --input 2x3")[2]
+    )
     assert "size 1" in out("inspect clinet:Net --input 1x4")[2]
 
 
@@ -206,38 +243,57 @@ def test_help_and_version(out):
 
 # ---- refusals ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("line, word", [
-    ("blah", "No such command"), ("inspect", "Missing argument 'MODEL'"), ("inspect clinet:pair --odd", "--odd"),
-    ("inspect clinet", "neither a folder nor package.module:callable"), ("inspect clinet.py:pair", "write clinet:pair"),
-    ("inspect nowhere:pair", "No module named 'nowhere'"), ("inspect broken:pair", "division by zero (broken.py:2)"),
-    ("inspect clinet:nothing", "has no 'nothing'"), ("inspect clinet:thing", "is a int"), ("inspect clinet:bad", "two lines"),
-    ("inspect clinet:leaves", "SystemExit: 7"), ("inspect clinet:number", "returned a int"),
-    ("inspect clinet:Net", "give --input"), ("inspect clinet:Net --input 2x5", "does not run on the example inputs"),
-    ("inspect clinet:Net --input 2y5", "is not [name=]"), ("inspect clinet:Net --input 2x4:odd", "'odd' is no dtype"),
-    ("inspect clinet:Net --input 0x4", "elements"), ("inspect clinet:Net --input 99999x99999x99999", "elements"),
-    ("inspect clinet:Net --input y=2x4 --input 2x4 --input 2x4", "fewer inputs"),
-    ("inspect . --input 2x4", "config.json"), ("inspect model", "NoSuchModel"),
-    ("inspect clinet:pair --dot none/g.dot", "no folder"), ("inspect clinet:pair --html .", "it is a folder"),
-    ("match clinet:pair a.safetensors b.safetensors", "Missing option '-o'"),
-    ("match clinet:pair a.safetensors gone.pt -o x.out", "no such file"),
-    ("match clinet:pair a.safetensors damaged.safetensors -o x.out", "truncated"),
-    ("match clinet:pair a.safetensors w.pt -o x.out", "the target lacks"),
-    ("match clinet:pair a.safetensors b.safetensors -o x.out --method odd", "'odd' is not one of"),
-    ("match clinet:pair a.safetensors b.safetensors -o none/x.out", "no folder"),
-    ("match clinet:pair a.safetensors b.safetensors -o a.safetensors", "is the input a.safetensors"),
-    ("match clinet:pair a.safetensors b.safetensors -o ./x/../b.safetensors", "is the input b.safetensors"),
-    ("apply pi.safetensors a.safetensors -o pi.safetensors", "is the input pi.safetensors"),
-    ("apply pi.safetensors a.safetensors -o .", "part of"),
-    ("apply pi.safetensors pi.safetensors -o x.safetensors", "is an alignment, not a checkpoint"),
-    ("apply a.safetensors a.safetensors -o x.safetensors", "is not an alignment"),
-    ("apply pi.safetensors w.pt -o x.pt", "lacks"),
-    ("transport clinet:pair a.safetensors ft.pt b.safetensors -o x.pt --alpha nan", "alpha is nan"),
-    ("transport clinet:pair a.safetensors w.pt b.safetensors -o x.pt", "lacks"),
-    ("transport clinet:pair a.safetensors ft.pt b.safetensors -o ft.pt", "is the input ft.pt"),
-    ("verify clinet:pair a.safetensors", "give two checkpoints"),
-    ("verify clinet:pair a.safetensors b.safetensors --alignment pi.safetensors", "give two checkpoints"),
-    ("verify clinet:Words --input 2x2:int --input 1 --alignment pi.safetensors", "lacks"),
-])
+
+@pytest.mark.parametrize(
+    "line, word",
+    [
+        ("blah", "No such command"),
+        ("inspect", "Missing argument 'MODEL'"),
+        ("inspect clinet:pair --odd", "--odd"),
+        ("inspect clinet", "neither a folder nor package.module:callable"),
+        ("inspect clinet.py:pair", "write clinet:pair"),
+        ("inspect nowhere:pair", "No module named 'nowhere'"),
+        ("inspect broken:pair", "division by zero (broken.py:2)"),
+        ("inspect clinet:nothing", "has no 'nothing'"),
+        ("inspect clinet:thing", "is a int"),
+        ("inspect clinet:bad", "two lines"),
+        ("inspect clinet:leaves", "SystemExit: 7"),
+        ("inspect clinet:number", "returned a int"),
+        ("inspect clinet:Net", "give --input"),
+        ("inspect clinet:Net --input 2x5", "does not run on the example inputs"),
+        ("inspect clinet:Net --input 2y5", "is not [name=]"),
+        ("inspect clinet:Net --input 2x4:odd", "'odd' is no dtype"),
+        ("inspect clinet:Net --input 0x4", "elements"),
+        ("inspect clinet:Net --input 99999x99999x99999", "elements"),
+        ("inspect clinet:Net --input y=2x4 --input 2x4 --input 2x4", "fewer inputs"),
+        ("inspect . --input 2x4", "config.json"),
+        ("inspect model", "NoSuchModel"),
+        ("inspect clinet:pair --dot none/g.dot", "no folder"),
+        ("inspect clinet:pair --html .", "it is a folder"),
+        ("match clinet:pair a.safetensors b.safetensors", "Missing option '-o'"),
+        ("match clinet:pair a.safetensors gone.pt -o x.out", "no such file"),
+        ("match clinet:pair a.safetensors damaged.safetensors -o x.out", "truncated"),
+        ("match clinet:pair a.safetensors w.pt -o x.out", "the target lacks"),
+        ("match clinet:pair a.safetensors b.safetensors -o x.out --method odd", "'odd' is not one of"),
+        ("match clinet:pair a.safetensors b.safetensors -o none/x.out", "no folder"),
+        ("match clinet:pair a.safetensors b.safetensors -o a.safetensors", "is the input a.safetensors"),
+        (
+            "match clinet:pair a.safetensors b.safetensors -o ./x/../b.safetensors",
+            "is the input b.safetensors",
+        ),
+        ("apply pi.safetensors a.safetensors -o pi.safetensors", "is the input pi.safetensors"),
+        ("apply pi.safetensors a.safetensors -o .", "or around it"),
+        ("apply pi.safetensors pi.safetensors -o x.safetensors", "is an alignment, not a checkpoint"),
+        ("apply a.safetensors a.safetensors -o x.safetensors", "is not an alignment"),
+        ("apply pi.safetensors w.pt -o x.pt", "lacks"),
+        ("transport clinet:pair a.safetensors ft.pt b.safetensors -o x.pt --alpha nan", "alpha is nan"),
+        ("transport clinet:pair a.safetensors w.pt b.safetensors -o x.pt", "lacks"),
+        ("transport clinet:pair a.safetensors ft.pt b.safetensors -o ft.pt", "is the input ft.pt"),
+        ("verify clinet:pair a.safetensors", "give two checkpoints"),
+        ("verify clinet:pair a.safetensors b.safetensors --alignment pi.safetensors", "give two checkpoints"),
+        ("verify clinet:Words --input 2x2:int --input 8 --alignment pi.safetensors", "lacks"),
+    ],
+)
 def test_wrong_requests(out, folder, line, word):
     before = sorted(folder.rglob("*"))
     status, text, errors = out(line)
@@ -245,7 +301,8 @@ def test_wrong_requests(out, folder, line, word):
     assert status == WRONG and text == ""
     assert len(own) == 1 and own[0].startswith("fxrebasin: error: ") and word in own[0], errors
     assert [p for p in sorted(folder.rglob("*")) if "__pycache__" not in p.parts] == [
-        p for p in before if "__pycache__" not in p.parts]
+        p for p in before if "__pycache__" not in p.parts
+    ]
 
 
 def test_links_to_an_input_are_the_input(out, folder):
@@ -256,11 +313,16 @@ def test_links_to_an_input_are_the_input(out, folder):
 
 
 def test_a_defect_is_one_line_too(out, monkeypatch):
-    for error, word in ((ZeroDivisionError("odd\nthing"), "this is a defect of fxrebasin"), (MemoryError(), "out of memory"),
-                        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
-                        (PermissionError(13, "Permission denied", "x"), "x: Permission denied")):
+    for error, word in (
+        (ZeroDivisionError("odd\nthing"), "this is a defect of fxrebasin"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (PermissionError(13, "Permission denied", "x"), "x: Permission denied"),
+    ):
+
         def failing(*_, **__):
             raise error
+
         monkeypatch.setattr(cli, "infer", failing)
         status, text, errors = out("inspect clinet:Net --input 2x4")
         assert status == WRONG and text == "" and errors.count("\n") == 1 and word in errors
@@ -268,12 +330,14 @@ def test_a_defect_is_one_line_too(out, monkeypatch):
 
 # ---- interruption ------------------------------------------------------------------------------------------
 
+
 def test_an_interrupted_write_leaves_nothing(out, folder, monkeypatch):
     import fxrebasin.checkpoint as checkpoint
 
     def interrupted(state, path, **_):
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
+
     monkeypatch.setattr(checkpoint, "save_file", interrupted)
     before = sorted(os.listdir(folder))
     status, text, errors = out("apply pi.safetensors a.safetensors -o interrupted.safetensors")
@@ -283,8 +347,14 @@ def test_an_interrupted_write_leaves_nothing(out, folder, monkeypatch):
 
 @pytest.mark.parametrize("sent, expected", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(folder, sent, expected):
-    process = subprocess.Popen([sys.executable, "-m", "fxrebasin", "inspect", "clinet:slow", "--html", "slow.html"], cwd=folder,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fxrebasin", "inspect", "clinet:slow", "--html", "slow.html"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+    )
     assert process.stderr.readline() == "started\n"
     time.sleep(0.2)
     process.send_signal(sent)
@@ -293,16 +363,23 @@ def test_signals(folder, sent, expected):
     assert not list(folder.glob("*slow*"))
 
 
-def test_a_process_of_its_own(folder):
-    done = subprocess.run([sys.executable, "-m", "fxrebasin", "inspect", "clinet:number"], cwd=folder, capture_output=True,
-                          text=True, env=_environment())
-    assert (done.returncode, done.stdout) == (WRONG, "") and done.stderr.count("\n") == 1
+def test_main_exits_with_the_status(folder, capsys):
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        for line, status in (("--version", DONE), ("inspect clinet:number", WRONG)):
+            with pytest.raises(SystemExit) as caught:
+                cli.main(line.split())
+            assert caught.value.code == status
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def test_import_is_quick_and_lean():
     heavy = "matplotlib", "jinja2", "networkx.algorithms", "rich.table", "transformers", "click"
-    code = "import sys; before = set(sys.modules); import torch; torch_too = set(sys.modules); import fxrebasin; " \
-           f"print([m for m in {heavy} if m in set(sys.modules) - torch_too])"
+    code = (
+        "import sys; before = set(sys.modules); import torch; torch_too = set(sys.modules); import fxrebasin; "
+        f"print([m for m in {heavy} if m in set(sys.modules) - torch_too])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
     assert done.stdout == "[]\n", done.stdout + done.stderr
 

@@ -46,21 +46,34 @@ def hostile_spec():
     from fxrebasin.spec import Axis
     import numpy as np
     layout = ((Axis(np.arange(2), (evil,)), Axis(np.arange(3), ("p",))),)
-    return fxr.Spec({evil: group}, {(evil, 1): evil}, {evil: 2, "p": 3}, {"p": evil}, {evil: layout}, {evil: (2, 3)},
-                    notes=(evil,), unruled={evil: evil})
+    return fxr.Spec(
+        {evil: group},
+        {(evil, 1): evil},
+        {evil: 2, "p": 3},
+        {"p": evil},
+        {evil: layout},
+        {evil: (2, 3)},
+        notes=(evil,),
+        unruled={evil: evil},
+    )
 
 
 # ---- rows --------------------------------------------------------------------------------------------------
+
 
 def test_repeated_layers_are_one_row(spec):
     found = {row.name: row for row in rows(spec)}
     assert [row.group.size for row in rows(spec)] == [12, 4, 3, 3, 20]
     assert [len(row.groups) for row in rows(spec)] == [1, 3, 3, 3, 3]
-    assert {name for name in found if "*" in name} == {f"blocks.*.{x}" for x in ("qkv.weight:0.0", "qkv.weight:0.1",
-                                                                                 "qkv.weight:0.2", "fc1.weight:0")}
+    assert {name for name in found if "*" in name} == {
+        f"blocks.*.{x}" for x in ("qkv.weight:0.0", "qkv.weight:0.1", "qkv.weight:0.2", "fc1.weight:0")
+    }
     assert found["blocks.*.qkv.weight:0.2"].within == ("blocks.*.qkv.weight:0.0",)
-    assert found["blocks.*.qkv.weight:0.2"].places == ["blocks.*.qkv.weight[0] 24:36", "blocks.*.qkv.bias[0] 24:36",
-                                                       "blocks.*.proj.weight[1]"]
+    assert found["blocks.*.qkv.weight:0.2"].places == [
+        "blocks.*.qkv.weight[0] 24:36",
+        "blocks.*.qkv.bias[0] 24:36",
+        "blocks.*.proj.weight[1]",
+    ]
 
 
 def test_no_group_and_no_site_is_lost(spec):
@@ -76,15 +89,20 @@ def test_layers_that_differ_are_not_one_row():
     class Uneven(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, n), nn.ReLU(), nn.Linear(n, 6)) for n in (8, 8, 9))
+            self.layers = nn.ModuleList(
+                nn.Sequential(nn.Linear(6, n), nn.ReLU(), nn.Linear(n, 6)) for n in (8, 8, 9)
+            )
 
         def forward(self, x):
             for layer in self.layers:
                 x = x + layer(x)
             return x
+
     spec = fxr.infer(Uneven(), torch.zeros(2, 6))
     assert [(row.name, row.group.size, len(row.groups)) for row in rows(spec)] == [
-        ("layers.*.0.weight:0", 8, 2), ("layers.2.0.weight:0", 9, 1)]
+        ("layers.*.0.weight:0", 8, 2),
+        ("layers.2.0.weight:0", 9, 1),
+    ]
 
 
 def test_a_chain_keeps_its_numbers():
@@ -94,13 +112,22 @@ def test_a_chain_keeps_its_numbers():
 
 # ---- text --------------------------------------------------------------------------------------------------
 
+
 def test_table(spec):
     text = table(spec)
     assert text == str(spec) and isinstance(text, str) and "\x1b" not in text
     assert text.startswith(f"13 groups, order 10^{spec.log10_order:.1f}\n")
     (line,) = (line for line in text.splitlines() if line.startswith("blocks.*.qkv.weight:0.1"))
-    assert line.split() == ["blocks.*.qkv.weight:0.1", "3", "4", "x3", "10^9.3", "blocks.*.qkv.weight:0.0",
-                            "blocks.*.qkv.weight[0]", "0:24"]
+    assert line.split() == [
+        "blocks.*.qkv.weight:0.1",
+        "3",
+        "4",
+        "x3",
+        "10^9.3",
+        "blocks.*.qkv.weight:0.0",
+        "blocks.*.qkv.weight[0]",
+        "0:24",
+    ]
     assert re.search(r"\n +1  follows an input of the network +stem.weight\[1\]", text)
     assert "... " in text and "... " not in table(spec, sites=100)
     assert max(map(len, table(spec, width=90).splitlines())) <= 90
@@ -113,8 +140,17 @@ def test_every_pinned_axis_has_its_reason_counted(spec):
 
 
 def test_ops_without_a_rule_are_shown_with_what_they_cost():
-    spec = fxr.Spec({}, {("w", 0): "aten.odd has no rule (net.py:3 in forward: y)", ("w", 1): "other"}, {}, {},
-                    {"w": ()}, {"w": (2, 2)}, unruled={"aten.odd": "net.py:3"}, ties={"v": "w"}, passed=("n",))
+    spec = fxr.Spec(
+        {},
+        {("w", 0): "aten.odd has no rule (net.py:3 in forward: y)", ("w", 1): "other"},
+        {},
+        {},
+        {"w": ()},
+        {"w": (2, 2)},
+        unruled={"aten.odd": "net.py:3"},
+        ties={"v": "w"},
+        passed=("n",),
+    )
     text = table(spec)
     assert "no rule for aten.odd (net.py:3): 1 axes pinned" in text
     assert "tied: v = w" in text and "passed through unchanged: n" in text
@@ -122,14 +158,18 @@ def test_ops_without_a_rule_are_shown_with_what_they_cost():
 
 # ---- graphs and HTML ---------------------------------------------------------------------------------------
 
+
 def test_networkx_has_a_node_for_every_group_and_axis_and_an_edge_for_every_site(spec):
     graph = spec.to_networkx()
     assert networkx.is_bipartite(graph)
     kinds = networkx.get_node_attributes(graph, "kind")
     assert {n for n in graph if kinds[n] == "group"} == set(spec.groups)
-    assert {n for n in graph if kinds[n] == "axis"} == {(t, k) for t in spec.layouts for k in range(len(spec.shapes[t]))}
-    assert set(map(frozenset, graph.edges)) == {frozenset((g.name, (s.tensor, s.axis)))
-                                                for g in spec.groups.values() for s in g.sites}
+    assert {n for n in graph if kinds[n] == "axis"} == {
+        (t, k) for t in spec.layouts for k in range(len(spec.shapes[t]))
+    }
+    assert set(map(frozenset, graph.edges)) == {
+        frozenset((g.name, (s.tensor, s.axis))) for g in spec.groups.values() for s in g.sites
+    }
     assert {n for n in graph if kinds[n] == "axis" and graph.nodes[n]["pinned"]} == set(spec.pinned)
     assert all(graph.degree(axis) == 0 for axis in spec.pinned)
 

@@ -32,7 +32,7 @@ EFFORTS = {"fast": 2, "balanced": 20, "best": 100}  # sweeps at most
 def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], method: str = "exact",
           seed: int = 0, *, effort: str = "balanced", seconds: float | None = None,
           progress: Callable[[dict], None] | None = None, model=None, inputs: Iterable | None = None,
-          inputs_weight: float = 1.0, checkpoint: str | os.PathLike | None = None) -> Alignment:
+          inputs_weight: float = 1.0, dtype: torch.dtype | None = None, checkpoint: str | os.PathLike | None = None) -> Alignment:
     """Finds pi such that pi(source) is close to target.
 
     source    state of the old base; target: state of the new one. Neither is changed.
@@ -43,6 +43,7 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
     progress  called with a dict of news after every step: stage, done, of, and objective (cosine similarity)
     inputs    batches of unlabelled inputs, each as for `infer`: activations are matched along with the weights. Needs
               `model`, the module. `inputs_weight` is how much they count relative to the weights.
+    dtype     of the similarities: torch.float32 (the default for states up to that) or torch.float64
     checkpoint  a file that keeps the best alignment of "exact" so far (written at most every few seconds, and when the
               match is interrupted); if it is there already, the match goes on from it
 
@@ -56,7 +57,7 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
         raise FxrebasinError(f"unknown effort {effort!r}: choose one of {', '.join(EFFORTS)}")
     spec.check(source, "the source")
     spec.check(target, "the target")
-    problem = Problem(flattened(spec) if method in FLAT else spec, source, target)
+    problem = Problem(flattened(spec) if method in FLAT else spec, source, target, dtype)
     clock = Clock(seconds, progress, problem.cosine, None if checkpoint is None else
                   lambda: _result(problem, method).save(checkpoint))
     if inputs is not None:

@@ -2,7 +2,8 @@
 
 With heads h and units u within them: first the best assignment of units for every pair of heads, then the best
 assignment of heads, whose scores are the values of those inner assignments. Any depth of nesting works the same way.
-The step is exact because nothing couples two groups within the same element of a third, save their places in it.
+The step is exact unless a tensor holds two groups within the same element of a third (query groups and value units in the
+output projection of grouped queries): such a pair is taken one at a time, in alternation.
 """
 
 from __future__ import annotations
@@ -75,20 +76,10 @@ class Step:
 
     def _solve(self, root: Group, e: int, frame: dict[str, int]) -> float:
         best = self._best(root, self.scores[root.name][e][None], frame)
-        here = float(np.trace(self._total(root, self.scores[root.name][e], frame)))
+        here = sum(float(np.trace(self.scores[g.name][k], dtype=np.float64))
+                   for g in self.nest.groups for k in self._matching(g, frame))
         self._write(root, best, 0, 0, frame)
         return float(best.values[0]) - here
-
-    def _total(self, group: Group, scores: np.ndarray, frame) -> np.ndarray:
-        """What every element scores if nothing below it moves."""
-        total = scores.astype(np.float64)
-        n = scores.shape[0]
-        for child in self.nest.children[group.name]:
-            for e in self._matching(child, frame):
-                lower = self._total(child, self.scores[child.name][e], frame)
-                m = child.size
-                total = total + np.einsum("iaja->ij", lower.reshape(n, m, n, m))
-        return total
 
     def _matching(self, group: Group, frame: dict[str, int]) -> list[int]:
         """Positions along the leading axis of a group's scores that agree with the frame."""
@@ -98,11 +89,10 @@ class Step:
     def _best(self, group: Group, scores: np.ndarray, frame) -> "Solution":
         """Solves the group for every one of P pairs of elements of the groups above it. scores: (P, n, n)."""
         pairs, n, _ = scores.shape
-        scores = scores.astype(np.float64)
         parts = [(child, e, self._split(self.scores[child.name][e], child))
                  for child in self.nest.children[group.name] for e in self._matching(child, frame)]
-        if pairs == 1 and parts and not any(self.nest.children[child.name] for child, _, _ in parts):
-            return self._best_lazily(scores[0], parts, frame)
+        if pairs == 1 and parts:
+            return self._best_lazily(scores[0].astype(np.float64), parts, frame)
         inner = []
         for child, e, lower in parts:
             solution = self._best(child, lower, frame)
@@ -111,7 +101,15 @@ class Step:
         if pairs == 1:
             found = assign(scores[0])
             return Solution(found.columns[None], np.array([found.value]), inner)
-        return Solution(*assign_many(scores), inner)
+        return Solution(*assign_many(np.asarray(scores, dtype=np.float64)), inner)
+
+    def _bounds(self, child: Group, lower: np.ndarray, frame) -> np.ndarray:
+        """At least the value of the best assignment of each of (P, m, m) scores, with all that is below."""
+        for below in self.nest.children[child.name]:
+            for e in self._matching(below, frame):
+                further = self._split(self.scores[below.name][e], below)
+                lower = lower + self._bounds(below, further, frame).reshape(lower.shape)
+        return _bound(lower)
 
     def _best_lazily(self, own: np.ndarray, parts, frame) -> "Solution":
         """Solves inner problems only for pairs that could be in the best outer assignment.
@@ -120,7 +118,7 @@ class Step:
         that is best under upper bounds, and whose own pairs are all solved, is best.
         """
         n = own.shape[0]
-        values = own + sum(_bound(lower) for _, _, lower in parts).reshape(n, n)
+        values = own + sum(self._bounds(child, lower, frame) for child, _, lower in parts).reshape(n, n)
         inner = [(child, e, Solution.empty(n * n, child.size)) for child, e, _ in parts]
         solved = np.zeros((n, n), dtype=bool)
         while True:
@@ -211,7 +209,8 @@ def descend(problem: Problem, order: Sequence[str], clock: Clock, sweeps: int, d
             if name not in dirty or clock.over():
                 continue
             dirty.discard(name)
-            if try_step(problem, Step(problem.nests[name], problem.pieces_of(problem.nests[name]))):
+            moved = try_step(problem, Step(problem.nests[name], problem.pieces_of(problem.nests[name])))
+            if alternate(problem, problem.nests[name]) or moved:
                 dirty |= problem.neighbours[name] | ({name} if linearised(problem, name) else set())
             clock.tell(stage="descent", sweep=sweep, done=count + 1, of=len(order))
         dirty &= set(order)
@@ -233,6 +232,29 @@ def try_step(problem: Problem, step: Step) -> bool:
     if problem.inner(pieces) <= before + least:
         problem.reset(alignment)
         return False
+    return True
+
+
+def alternate(problem: Problem, nest: Nest) -> bool:
+    """Solves the innermost groups of a nest one after another, everything else held, where they are coupled."""
+    leaves = [g for g in nest.groups if g is not nest.root and not nest.children[g.name]]
+    ever, improved = False, len(leaves) > 1 and linearised(problem, nest.root.name)
+    while improved:
+        improved = any([_leaf_step(problem, nest, leaf) for leaf in leaves])
+        ever = ever or improved
+    return ever
+
+
+def _leaf_step(problem: Problem, nest: Nest, leaf: Group) -> bool:
+    """The best move of one innermost group. Exact where every piece holds it once; else left alone."""
+    pieces = [p for p in problem.pieces_of(nest) if leaf.members[0] in p.factors]
+    if any(p.factors.count(f) > 1 for p in pieces for f in (*leaf.members, *leaf.within)):
+        return False
+    scores = similarity(nest, leaf, pieces, alone=True).double().cpu().numpy()
+    columns, values = assign_many(scores)
+    if values.sum() - np.trace(scores, axis1=1, axis2=2).sum() <= TOLERANCE * problem.norm:
+        return False
+    problem.move({leaf.name: columns.reshape(problem.spec.frame(leaf) + (leaf.size,))})
     return True
 
 

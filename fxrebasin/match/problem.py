@@ -41,9 +41,8 @@ class Problem:
             kind = dtype or (torch.float64 if b.dtype == torch.float64 else torch.float32)
             for block in spec.layouts[name]:
                 factors = tuple(f for axis in block for f in axis.factors)
-                if any(f in spec.group_of for f in factors):
-                    self.pieces.append(Piece(name, factors, _factor_form(b, block).to(kind),
-                                             _factor_form(a.to(b.device), block).to(kind)))
+                self.pieces.append(Piece(name, factors, _factor_form(b, block).to(kind),
+                                         _factor_form(a.to(b.device), block).to(kind)))
         self.weights = list(self.pieces)  # without further evidence: what the objective is reported on
         self.norm = math.sqrt(math.prod(
             sum(float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2 for x in side)
@@ -142,15 +141,16 @@ class Nest:
         return max(present, key=lambda g: len(self.chains[g.name]))
 
 
-def similarity(nest: Nest, group: Group, pieces: Sequence[Piece]) -> torch.Tensor:
+def similarity(nest: Nest, group: Group, pieces: Sequence[Piece], alone: bool = False) -> torch.Tensor:
     """Scores of every pair of elements of a group, for every pair of elements of the groups above it.
 
-    Shape (E, N, N), float64 on the CPU for small N, else the pieces' dtype: E runs over the factors in `extras`, N over the
-    product of the group's chain. Entry [e, i, j] is what target element i and source element j have in common.
+    Shape (E, N, N), in the pieces' dtype: E runs over the factors in `extras`, N over the
+    product of the group's chain. Entry [e, i, j] is what target element i and source element j have in common. `alone`:
+    the groups above are held, E runs over all that the group is within.
     """
     spec = nest.spec
-    extras = nest.extras(group)
-    chain = [f for g in nest.chains[group.name] for f in g.members]
+    extras = group.within if alone else nest.extras(group)
+    chain = list(group.members) if alone else [f for g in nest.chains[group.name] for f in g.members]
     size = math.prod(spec.sizes[f] for f in chain)
     total: torch.Tensor | None = None
     for piece in pieces:

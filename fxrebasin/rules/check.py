@@ -40,7 +40,7 @@ from ..spec import Spec
 from .rule import RULES, Call, Rule
 
 EXACT = 1e-10  # largest relative difference that counts as equal, in float64
-SEEDS = 3  # a freedom is missing if it is there for every draw of numbers
+SEEDS = 6  # a freedom is missing if it is there for every draw of numbers
 FEW = 3  # missing freedoms that are listed for one sample
 MANY = 8  # axes of one size beyond which not every combination is tried
 ERRORS = (KeyError, IndexError, ValueError, TypeError, StopIteration, AssertionError, ZeroDivisionError,

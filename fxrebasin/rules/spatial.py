@@ -20,7 +20,7 @@ _grid("adaptive_avg_pool1d.default", 1, lambda T: (T(2, 3, 8), [2]))
 _grid("adaptive_avg_pool2d.default _adaptive_avg_pool2d.default", 2, lambda T: (T(2, 3, 8, 6), [2, 1]))
 _grid("adaptive_avg_pool3d.default _adaptive_avg_pool3d.default", 3, lambda T: (T(2, 3, 4, 4, 4), [2, 1, 1]))
 _grid("upsample_nearest1d.vec upsample_linear1d.vec", 1,
-      lambda T: (T(2, 3, 4), [8]) if "nearest" in T.op else (T(2, 3, 4), [8], False, None))
+      lambda T: (T(2, 3, 4), [8], None) if "nearest" in T.op else (T(2, 3, 4), [8], False, None))
 _grid("upsample_nearest2d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec _upsample_bilinear2d_aa.vec "
       "_upsample_bicubic2d_aa.vec _upsample_nearest_exact2d.vec", 2,
       lambda T: (T(2, 3, 4, 4), [8, 8], None) if "nearest" in T.op else (T(2, 3, 4, 4), [8, 8], False, None))
@@ -47,13 +47,13 @@ rule("channel_shuffle.default native_channel_shuffle.default", "n (g c) *s -> n 
      sample=lambda T: (T(2, 6, 3, 3), 2))
 
 
-@rearrangement("im2col.default", sample=lambda T: (T(2, 3, 4, 4), [2, 2], [1, 1], [0, 0], [2, 2]))
+@rearrangement("im2col.default", missing=_STILL, sample=lambda T: (T(2, 3, 4, 4), [2, 2], [1, 1], [0, 0], [2, 2]))
 def im2col(call: Call):
     kernel = call.args["kernel_size"]
     return call.relate("*n c h! w! -> *n (c k) p", k=kernel[0] * kernel[1])
 
 
-@rearrangement("col2im.default", sample=lambda T: (T(2, 12, 4), [4, 4], [2, 2], [1, 1], [0, 0], [2, 2]))
+@rearrangement("col2im.default", missing=_STILL, sample=lambda T: (T(2, 12, 4), [4, 4], [2, 2], [1, 1], [0, 0], [2, 2]))
 def col2im(call: Call):
     kernel = call.args["kernel_size"]
     return call.relate("*n (c k!) p! -> *n c h w", k=kernel[0] * kernel[1])

@@ -12,7 +12,7 @@ from .rule import Call, Value, rearrangement
                sample=lambda T: {"view": (T(4, 6), [2, 2, 3, 2]), "_unsafe_view": (T(4, 6), [24]),
                                  "reshape": (T(2, 3, 4), [6, 4]), "flatten": (T(2, 3, 4), 1),
                                  "unflatten": (T(2, 12), 1, [3, 4]), "view_as": (T(2, 6), T(4, 3)), "ravel": (T(2, 6),),
-                                 "reshape_as": (T(2, 6), T(4, 3)), "_reshape_alias": (T(2, 6), [3, 4], [4, 1])}
+                                 "reshape_as": (T(2, 6), T(4, 3)), "_reshape_alias": (T(4, 3), [2, 6], [6, 1])}
                [T.op.split(".")[1]])
 def reshape(call: Call):
     return call.factors.reshape(call.args["self"], call.shapes[0], call.why)
@@ -249,7 +249,8 @@ def triangle(call: Call):
     return call.relate("*a -> *a", [value])[0]
 
 
-@rearrangement("diagonal.default", sample=lambda T: (T(2, 4, 4), 0, 1, 2))
+@rearrangement("diagonal.default", sample=lambda T: (T(2, 4, 4), 0, 1, 2),
+               missing="what is off the diagonal is not looked at; both dimensions stay as they are")
 def diagonal(call: Call):
     value = call.args["self"]
     a, b = (call.dim(value, name) for name in ("dim1", "dim2"))
