@@ -442,7 +442,11 @@ def randomised(state: Mapping[str, Tensor], program: Program, scale: float = 1.0
 
 def _run(program: Program, state: Mapping[str, Tensor], inputs) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return program.interpret(state, inputs)
+    torch.set_default_dtype(torch.float64)  # of tensors that the graph makes without naming a dtype
+    try:
+        return program.interpret(state, inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def _change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:

@@ -92,13 +92,13 @@ def save_state(
 ) -> None:
     """Writes a checkpoint to `path`: a file by its ending, safetensors or torch.
 
-    With `like`, a checkpoint or its `form_of`, the new one keeps its form: dtypes, metadata, wrapper key, and,
-    if `path` has none of the endings above, also the kind of file or the folder with the same shards, its
-    configuration and tokenizer files.
+    With `like`, a checkpoint or its `form_of`, the new one keeps its form: dtypes, metadata, wrapper key,
+    and, if `path` has none of the endings above, also the kind of file or the folder with the same shards,
+    its configuration and tokenizer files.
 
     Ties: a safetensors file cannot say that two names are one tensor, so each name gets its own copy, and
-    the file loads into the tied model with `load_state_dict` as it is. Where `like` leaves a tied name out, as
-    transformers does, so does the new checkpoint.
+    the file loads into the tied model with `load_state_dict` as it is. Where `like` leaves a tied name out,
+    as transformers does, so does the new checkpoint.
 
     An existing file is replaced, an existing folder must be empty. Raises CheckpointError.
     """

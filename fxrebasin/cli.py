@@ -219,7 +219,7 @@ def _input(text: str, generator: torch.Generator) -> tuple[str | None, Tensor]:
         )
     if not 0 < math.prod(sizes) < 2**31:
         raise CaptureError(
-            f"--input {text!r} has {math.prod(sizes):,} elements: give every dimension a small size of at least 1"
+            f"--input {text!r} has {math.prod(sizes):,} elements: give every dimension a size of 1 or more"
         )
     if dtype.is_floating_point:
         return found["name"], torch.randn(sizes, generator=generator).to(dtype)
@@ -453,8 +453,8 @@ def commands(context: click.Context) -> None:
     """Permutation symmetries of neural networks, and what can be carried along them.
 
     MODEL is package.module:callable, called without arguments (it returns an nn.Module, or a pair of a module
-    and its example inputs), or the folder of a transformers model. Checkpoints are safetensors or torch files,
-    or folders of them.
+    and its example inputs), or the folder of a transformers model. Checkpoints are safetensors or torch
+    files, or folders of them.
 
     Exit status: 0 done, 1 the answer is no, 2 the request is wrong.
     """

@@ -613,7 +613,7 @@ class Factors:
         lines = [coordinates[j][tuple(slice(None) if i == k else 0 for i in range(len(atoms)))] for j in touched]
         sets, ranks = zip(*(np.unique(line, return_inverse=True) for line in lines))
         sizes = tuple(s.size for s in sets)
-        if math.prod(sizes) == atoms[k].size and atoms.count(atoms[k]) == 1:
+        if min(sizes) > 1 and math.prod(sizes) == atoms[k].size and atoms.count(atoms[k]) == 1:
             index = np.empty(sizes, dtype=np.int64)
             index[tuple(rank.reshape(-1) for rank in ranks)] = np.arange(atoms[k].size)
             self.bind(atoms[k], [(index, [Atom(size) for size in sizes])])

@@ -27,7 +27,7 @@ _REASON = re.compile(r"(?P<why>.*?) \((?P<where>[^()]*:\d+ .*|aten\.[\w.]+|)\)",
 
 @dataclass(frozen=True)
 class Row:
-    """Groups alike, with a name for all of them; `sites`: (name for tensors alike, axis, span) -> how many."""
+    """Groups alike, with one name; `sites`: (name for tensors alike, axis, span) -> how many."""
 
     name: str
     groups: tuple[Group, ...]
@@ -305,8 +305,8 @@ def to_networkx(spec: Spec) -> networkx.Graph:
     """A bipartite graph: a node for each group (its name) and each axis of the state (tensor, axis), and an
     edge wherever a group moves an axis.
 
-    Groups have `kind="group"`, `size`, `copies`, `within`; axes have `kind="axis"`, `size`, and `pinned` (why,
-    "" if they move); edges have `blocks`, the numbers of the blocks of the tensor's layout.
+    Groups have `kind="group"`, `size`, `copies`, `within`; axes have `kind="axis"`, `size`, and `pinned`
+    (why, "" if they move); edges have `blocks`, the numbers of the blocks of the tensor's layout.
     """
     import networkx
 
@@ -437,13 +437,16 @@ tr:hover td { background: var(--soft); }
 <th class="n">order</th><th>within</th><th>sites</th></tr></thead>
 <tbody>
 {% for row in rows %}<tr data-more="{{ row.groups | map(attribute='name') | join(' ') }}">
-<td class="c">{{ row.name }}</td><td class="n">{{ row.group.size }}</td><td class="n">{{ row.group.copies }}</td>
+<td class="c">{{ row.name }}</td><td class="n">{{ row.group.size }}</td>
+<td class="n">{{ row.group.copies }}</td>
 <td class="n">{{ row.groups | length }}</td>
 <td class="n">{{ power(row.log10_order) }}</td>
 <td class="c">{% for name in row.within %}{{ name }}{% if not loop.last %}<br>{% endif %}{% endfor %}</td>
 <td class="c">{% for place in row.places[:4] %}{{ place }}{% if not loop.last %}<br>{% endif %}{% endfor %}
 {% if row.places | length > 4 %}<details><summary>{{ row.places | length - 4 }} more</summary>
-{% for place in row.places[4:] %}{{ place }}{% if not loop.last %}<br>{% endif %}{% endfor %}</details>{% endif %}</td>
+{% for place in row.places[4:] %}
+{{ place }}{% if not loop.last %}<br>{% endif %}{% endfor %}</details>{% endif %}
+</td>
 </tr>
 {% endfor %}</tbody>
 </table>

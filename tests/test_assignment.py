@@ -1,4 +1,4 @@
-"""Assignments: both solvers against brute force and scipy, the certificate, ties, and bad input."""
+"""Assignments: the three solvers against brute force and scipy, the certificate, ties, and bad input."""
 from __future__ import annotations
 
 import itertools
@@ -10,11 +10,12 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from fxrebasin.errors import FxrebasinError, StateError
-from fxrebasin.match import assignment
-from fxrebasin.match.assignment import assign, assign_many, certify
+from fxrebasin.match import assignment, auction
+from fxrebasin.match.assignment import assign, assign_many
+from fxrebasin.match.auction import certify
 
 
-@pytest.fixture(params=["scipy", "fast"])
+@pytest.fixture(params=["scipy", "fast", "numpy"])
 def solver(request):
     if request.param == "fast":
         pytest.importorskip("numba")
@@ -22,9 +23,19 @@ def solver(request):
 
 
 @pytest.fixture
-def fast():
-    pytest.importorskip("numba")
-    return "fast"
+def priced(solver):
+    """The solvers that return prices."""
+    if solver == "scipy":
+        pytest.skip("scipy gives no prices")
+    return solver
+
+
+@pytest.fixture
+def no_numba(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)                 # makes `import numba` fail
+    auction.compiled.cache_clear()
+    yield
+    auction.compiled.cache_clear()
 
 
 def similarity(n, width, sigma, seed=0, decay=0.0):
@@ -83,7 +94,7 @@ def test_optimal_and_proved(name, dtype, solver):
     assert result.columns.dtype == np.int64 and sorted(result.columns) == list(range(n))
     assert result.value == scores[np.arange(n), result.columns].sum(dtype=np.float64)
     assert abs(result.value - reference(scores)) <= 1e-12 * magnitude(scores)
-    if solver == "fast":
+    if solver != "scipy":
         assert 0 <= result.gap <= 1e-12
         assert 0 <= certify(scores, result.columns, result.prices) <= 1e-12
         assert np.isfinite(result.prices).all()
@@ -105,9 +116,9 @@ def test_planted_permutation_is_found(solver):
     assert np.array_equal(assign(scores, solver=solver).columns, order)
 
 
-def test_certificate_exposes_a_worse_assignment(fast):
+def test_certificate_exposes_a_worse_assignment(priced):
     scores = similarity(200, 40, np.inf)
-    best = assign(scores, solver=fast)
+    best = assign(scores, solver=priced)
     worse = best.columns.copy()
     worse[[3, 8]] = worse[[8, 3]]
     loss = best.value - scores[np.arange(200), worse].sum()
@@ -154,19 +165,19 @@ def test_many(n, dtype, solver):
         assert abs(value - reference(problem)) <= 1e-12 * magnitude(problem)
 
 
-def test_warm_start_changes_the_time_only(fast):
+def test_warm_start_changes_the_time_only(priced):
     prices = None
     for step in range(5):
         scores = similarity(300, 50, np.inf, seed=0) + 0.5 ** step * similarity(300, 50, np.inf, seed=9)
-        result = assign(scores, solver=fast, prices=prices)
+        result = assign(scores, solver=priced, prices=prices)
         assert abs(result.value - reference(scores)) <= 1e-12 * magnitude(scores) and result.gap <= 1e-12
         prices = result.prices
     kept = prices.copy()
-    assign(-scores, solver=fast, prices=prices)
+    assign(-scores, solver=priced, prices=prices)
     assert np.array_equal(prices, kept)                             # the caller's array is not written to
     for size in (1e3, 1e12, 1e200):                                 # unrelated prices, up to absurd ones
         bad = size * np.random.default_rng(0).standard_normal(300)
-        result = assign(scores, solver=fast, prices=bad)
+        result = assign(scores, solver=priced, prices=bad)
         assert abs(result.value - reference(scores)) <= 1e-11 * magnitude(scores) and result.gap <= 1e-11
 
 
@@ -198,16 +209,22 @@ def test_bad_prices_are_refused(prices, solver):
         assign(np.eye(3), solver=solver, prices=prices)
 
 
-def test_unknown_solver_and_missing_numba(monkeypatch):
-    with pytest.raises(FxrebasinError, match="auto, scipy or fast"):
+def test_unknown_solver():
+    with pytest.raises(FxrebasinError, match="auto, scipy, fast or numpy"):
         assign(np.eye(3), solver="quick")
-    monkeypatch.setitem(sys.modules, "numba", None)                 # makes `import numba` fail
-    assignment._kernels.cache_clear()
+
+
+def test_without_numba_auto_takes_numpy_for_large_problems(no_numba):
     with pytest.raises(FxrebasinError, match=r"fxrebasin\[fast\]"):
         assign(np.eye(3), solver="fast")
-    scores = similarity(assignment.FAST_FROM, 20, np.inf)
-    assert assign(scores).prices is None                            # auto falls back to scipy
-    assignment._kernels.cache_clear()
+    assert assign(similarity(assignment.NUMPY_FROM - 1, 20, 1.0)).prices is None
+    assert assign_many(similarity(300, 20, 1.0)[None])[0].shape == (1, 300)
+    for sigma in (1.0, np.inf):                                     # easy, contested
+        scores = similarity(assignment.NUMPY_FROM, 20, sigma)
+        result = assign(scores)
+        assert abs(result.value - reference(scores)) <= 1e-12 * magnitude(scores)
+        assert 0 <= result.gap <= 1e-12 and np.isfinite(result.prices).all()
+        assert np.array_equal(assign_many(scores[None])[0][0], result.columns)
 
 
 def test_numba_is_imported_only_when_needed():

@@ -377,7 +377,8 @@ def test_main_exits_with_the_status(folder, capsys):
 def test_import_is_quick_and_lean():
     heavy = "matplotlib", "jinja2", "networkx.algorithms", "rich.table", "transformers", "click"
     code = (
-        "import sys; before = set(sys.modules); import torch; torch_too = set(sys.modules); import fxrebasin; "
+        "import sys; before = set(sys.modules); import torch; torch_too = set(sys.modules); "
+        "import fxrebasin; "
         f"print([m for m in {heavy} if m in set(sys.modules) - torch_too])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())

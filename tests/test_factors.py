@@ -177,10 +177,25 @@ class Machine:
         self.state = {f"x{k}": self.factors.value(shape) for k, shape in enumerate(shapes)}
         self.values = list(self.state.values())
         self.steps: list = []  # functions from the numbers so far to the next
+        self.words: list[str] = []
 
-    def step(self, value: Value, compute) -> None:
+    def step(self, what: str, arguments: list[Value], apply, compute) -> None:
+        """One more tensor. What the algebra gives up on is pinned, as `infer` does."""
+        shape = compute([np.zeros(value.shape, dtype=int) for value in self.values]).shape
+        try:
+            value = apply()
+        except ValueError as error:
+            for argument in arguments:
+                for block in argument.blocks:
+                    self.factors.pin(block.atoms(), str(error))
+            value = self.factors.value(shape, "given up")
+        assert value.shape == shape
         self.values.append(value)
         self.steps.append(compute)
+        self.words.append(what)
+
+    def __repr__(self) -> str:
+        return f"{[value.shape for value in self.state.values()]}: {'; '.join(self.words)}"
 
     def run(self, start: list[np.ndarray]) -> list[np.ndarray]:
         numbers = list(start)
@@ -195,44 +210,51 @@ class Machine:
                                      "multiply"]))
         if what == "reshape":
             new = factorisations(math.prod(shape), draw)
-            self.step(factors.reshape(value, new), lambda n: n[k].reshape(new))
+            self.step(f"{k} as {new}", [value], lambda: factors.reshape(value, new), lambda n: n[k].reshape(new))
         elif what == "permute":
             dims = draw(st.permutations(range(len(shape))))
-            self.step(factors.permute(value, dims), lambda n: n[k].transpose(dims))
-        elif what in ("take", "cut"):
+            self.step(f"{k} permuted {dims}", [value], lambda: factors.permute(value, dims), lambda n: n[k].transpose(dims))
+        elif what in ("take", "cut") and shape:
             d = draw(st.integers(0, len(shape) - 1))
             index = np.arange(draw(st.integers(1, shape[d]))) if what == "cut" else np.array(
                 draw(st.lists(st.integers(0, shape[d] - 1), min_size=1, max_size=8)))
-            self.step(factors.take(value, d, index), lambda n: n[k].take(index, axis=d))
-        elif what == "sum":
-            kept = draw(st.lists(st.sampled_from(range(len(shape))), unique=True)) if shape else []
+            self.step(f"{k} at {index} of {d}", [value], lambda: factors.take(value, d, index),
+                      lambda n: n[k].take(index, axis=d))
+        elif what == "sum" and shape:
+            kept = sorted(draw(st.lists(st.sampled_from(range(len(shape))), unique=True)))
             gone = tuple(d for d in range(len(shape)) if d not in kept)
-            self.step(hold(factors, value, *sorted(kept)), lambda n: n[k].sum(axis=gone))
+            self.step(f"{k} summed over {gone}", [value], lambda: hold(factors, value, *kept), lambda n: n[k].sum(axis=gone))
         elif what == "expand":
             new = (draw(st.integers(2, 3)), *shape)
-            self.step(factors.expand(value, new), lambda n: np.broadcast_to(n[k], new))
-        elif what == "multiply":  # an outer or an inner product with a tensor that shares a size
-            partners = [(j, d, e) for j, other in enumerate(self.values) for d, size in enumerate(shape)
-                        for e, n in enumerate(other.shape) if n == size > 1 and len(shape) + len(other.shape) <= 5]
-            if not partners:
-                return
-            j, d, e = draw(st.sampled_from(partners))
-            left = [f"a{i}" for i in range(len(shape))]
-            right = [left[d] if i == e else f"b{i}" for i in range(len(self.values[j].shape))]
-            out = [x for x in left + right if x != left[d]]
-            result = factors.relate([(value, left), (self.values[j], right)], [out])[0]
-            self.step(result, lambda n: np.tensordot(n[k], n[j], axes=([d], [e])))
-        else:
+            self.step(f"{k} expanded to {new}", [value], lambda: factors.expand(value, new),
+                      lambda n: np.broadcast_to(n[k], new))
+        elif what == "multiply":
+            self.multiply(k, draw)
+        elif what in ("add", "concatenate") and shape:
             fitting = [j for j, other in enumerate(self.values) if len(other.shape) == len(shape)
-                       and (other.shape == shape if what == "add" else other.shape[1:] == shape[1:]) and shape]
-            j = draw(st.sampled_from(fitting)) if fitting else None
-            if j is None or math.prod(shape) > 200:
-                return
+                       and other.shape[what == "concatenate":] == shape[what == "concatenate":]]
+            j = draw(st.sampled_from(fitting))
             other = self.values[j]
             if what == "add":
-                self.step(same(factors, value, other), lambda n: n[k] + n[j])
+                self.step(f"{k} + {j}", [value, other], lambda: same(factors, value, other), lambda n: n[k] + n[j])
             else:
-                self.step(factors.concatenate([value, other], 0), lambda n: np.concatenate([n[k], n[j]]))
+                self.step(f"{k} | {j}", [value, other], lambda: factors.concatenate([value, other], 0),
+                          lambda n: np.concatenate([n[k], n[j]]))
+
+    def multiply(self, k: int, draw) -> None:
+        """A product with a tensor that shares a size, summed over it."""
+        value, shape = self.values[k], self.values[k].shape
+        partners = [(j, d, e) for j, other in enumerate(self.values) for d, size in enumerate(shape)
+                    for e, n in enumerate(other.shape) if n == size > 1 and len(shape) + len(other.shape) <= 5]
+        if not partners:
+            return
+        j, d, e = draw(st.sampled_from(partners))
+        left = [f"a{i}" for i in range(len(shape))]
+        right = [left[d] if i == e else f"b{i}" for i in range(len(self.values[j].shape))]
+        out = [x for x in left + right if x != left[d]]
+        self.step(f"{k} times {j} over {d}, {e}", [value, self.values[j]],
+                  lambda: self.factors.relate([(value, left), (self.values[j], right)], [out])[0],
+                  lambda n: np.tensordot(n[k], n[j], axes=([d], [e])))
 
 
 @st.composite
@@ -251,7 +273,7 @@ def commutes(machine: Machine, seed: int) -> bool:
     element, rng = spec.random(seed), np.random.default_rng(seed)
     start = [rng.integers(-(10 ** 3), 10 ** 3, value.shape) for value in machine.state.values()]
     moved = [element.move(torch.from_numpy(x), spec.layouts[name]).numpy() for name, x in zip(machine.state, start)]
-    return all(np.array_equal(element.apply_to_output(str(k), torch.from_numpy(np.ascontiguousarray(before))).numpy(), after)
+    return all(np.array_equal(element.apply_to_output(str(k), torch.from_numpy(np.array(before))).numpy(), after)
                for k, (before, after) in enumerate(zip(machine.run(start), machine.run(moved))))
 
 

@@ -26,7 +26,8 @@ def alignments(kind: str, found: dict[str, Any]) -> Table:
     """What each method's alignment of A to B is worth: cosine, evidence, midpoint."""
     a, b = (found["support"][name]["accuracy"] for name in "AB")
     table = Table(title=f"{kind}: A onto B (A {a:.3f}, B {b:.3f}; 10^{found['log10 order']:.0f} alignments)",
-                  title_justify="left")
+                  caption=f"A realigned and midpoint: support accuracy on the first {found['few']:,} images",
+                  title_justify="left", caption_justify="left")
     for name in ("method", "cosine before", "after", "worst relative error", "function", "A realigned",
                  "midpoint", "seconds"):
         table.add_column(name, justify="left" if name in ("method", "function") else "right")

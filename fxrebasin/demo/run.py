@@ -29,9 +29,9 @@ from .models import MODELS, build, example_inputs
 EVIDENCE_IMAGES = 16
 DRAWN = ("identity", "exact")  # the methods in the pictures
 METHODS = ("identity", "transfusion", "git-rebasin", "exact")
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+ALPHAS = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0)
 STEPS = tuple(step / 10 for step in range(11))
-CURVE_IMAGES = {"mlp": 2000, "vit": 300}  # the curves of the larger network are drawn from fewer images
+FEW = {"mlp": 2000, "vit": 300}  # images for what is measured often: curves and realigned networks
 SUPPORT = "support"
 State = dict[str, Tensor]
 
@@ -83,6 +83,7 @@ def measure_model(kind: str, bench: Bench) -> dict[str, Any]:
     say(f"{kind}: inferring symmetries")
     spec = fxr.infer(bench.model, example_inputs())
     found: dict[str, Any] = {"log10 order": spec.log10_order, "methods": {}, "tasks": {},
+                             "few": FEW[kind],
                              SUPPORT: {"A": bench.measure(a, SUPPORT), "B": bench.measure(b, SUPPORT)}}
     alignments = {}
     for method in METHODS:
@@ -94,8 +95,8 @@ def measure_model(kind: str, bench: Bench) -> dict[str, Any]:
         found["methods"][method] = {
             "cosine before": cosine(a, b), "cosine after": cosine(moved, b), "seconds": seconds,
             "alignment.objective": alignments[method].objective,
-            "A realigned": bench.measure(moved, SUPPORT),
-            "midpoint": bench.measure(mix(moved, b, 0.5), SUPPORT),
+            "A realigned": bench.measure(moved, SUPPORT, FEW[kind]),
+            "midpoint": bench.measure(mix(moved, b, 0.5), SUPPORT, FEW[kind]),
         } | equivalence(kind, a, alignments[method], bench.views[SUPPORT][:EVIDENCE_IMAGES])
     recorded = json.loads((SHIPPED / f"{kind}_measured.json").read_text())["accuracy"]
     for task in TASKS:
@@ -104,10 +105,10 @@ def measure_model(kind: str, bench: Bench) -> dict[str, Any]:
         support = found[SUPPORT]["B"]["accuracy"]
         found["tasks"][task] = measure_task(kind, bench, task, alignments, oracle, support)
     say(f"{kind}: loss between the bases")
-    found["loss"] = {"steps": STEPS, "images": CURVE_IMAGES[kind]}
+    found["loss"] = {"steps": STEPS, "images": FEW[kind]}
     for method in DRAWN:
         moved = alignments[method].apply(a)
-        points = (bench.measure(mix(moved, b, t), SUPPORT, CURVE_IMAGES[kind]) for t in STEPS)
+        points = (bench.measure(mix(moved, b, t), SUPPORT, FEW[kind]) for t in STEPS)
         found["loss"][method] = [point["loss"] for point in points]
     return found
 
@@ -119,14 +120,14 @@ def measure_task(kind: str, bench: Bench, task: str, alignments: dict[str, fxr.A
     untouched = {"task": bench.measure(b, task)["accuracy"], SUPPORT: support}
     found: dict[str, Any] = {"B untouched": untouched, "oracle": {"task": oracle},
                              "A fine-tuned": bench.accuracies(tuned, task), "methods": {},
-                             "curves": {"alphas": ALPHAS, "images": CURVE_IMAGES[kind]}}
+                             "curves": {"alphas": ALPHAS, "images": FEW[kind]}}
     for method, alignment in alignments.items():
         carried = bench.accuracies(fxr.transport(a, tuned, b, alignment, alpha=1.0), task)
         share = (carried["task"] - untouched["task"]) / (oracle - untouched["task"])
         found["methods"][method] = carried | {"share": share}
     for method in DRAWN:
         states = (fxr.transport(a, tuned, b, alignments[method], alpha=alpha) for alpha in ALPHAS)
-        points = [bench.accuracies(state, task, CURVE_IMAGES[kind]) for state in states]
+        points = [bench.accuracies(state, task, FEW[kind]) for state in states]
         found["curves"][method] = {name: [point[name] for point in points] for name in ("task", SUPPORT)}
     return found
 

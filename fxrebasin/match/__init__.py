@@ -22,6 +22,7 @@ from .descent import Clock, Step, descend
 from .many import match_many, merge
 from .problem import Problem
 from .published import TransFusionStep, flattened, soft_transport
+from .relaxed import frank_wolfe
 from .starts import masked
 
 METHODS = ("exact", "transfusion", "git-rebasin", "ot", "identity")
@@ -90,30 +91,41 @@ def _transfusion(problem: Problem, order: list[str], clock: Clock) -> None:
     """Weight matching with the paper's step for attention, taken once for every visit."""
     heads = [name for name in order if len(problem.nests[name].groups) > 1]
     descend(problem, [name for name in order if name not in heads], clock, sweeps=100)
-    for name in heads:
-        nest = problem.nests[name]
-        problem.move(TransFusionStep(nest, problem.pieces_of(nest)).moves)
+    _pair_heads(problem)
     descend(problem, [name for name in order if name not in heads], clock, sweeps=100)
+
+
+def _pair_heads(problem: Problem) -> None:
+    for nest in problem.nests.values():
+        if len(nest.groups) > 1:
+            problem.move(TransFusionStep(nest, problem.pieces_of(nest)).moves)
 
 
 def _exact(problem: Problem, order: list[str], clock: Clock, effort: str, seed: int, earlier: Alignment | None) -> None:
     """Starts, descents, and the best objective ever seen."""
-    dirty = None
     if earlier is not None:
         problem.reset(earlier)
+        descend(problem, order, clock, EFFORTS[effort])
     else:
-        dirty = masked(problem, clock)
-    descend(problem, order, clock, EFFORTS[effort], dirty)
-    best, score = problem.alignment, problem.inner()
-    if effort == "best":
-        for start in (problem.spec.identity(), *(problem.spec.random(seed + k) for k in range(2))):
-            if clock.over():
-                break
-            problem.reset(start)
-            descend(problem, order, clock, EFFORTS[effort])
-            if problem.inner() > score + 1e-9 * problem.norm:
-                best, score = problem.alignment, problem.inner()
-        problem.reset(best)
+        descend(problem, order, clock, EFFORTS[effort], masked(problem, clock))
+    if effort != "best":
+        return
+    best, score, identity = problem.alignment, problem.inner(), problem.spec.identity()
+    starts: list[tuple[Alignment, Callable[[], object]]] = [
+        (identity, lambda: None),  # as published methods start
+        (identity, lambda: masked(problem, clock, anchors=False)),  # signed sorted rows
+        (identity, lambda: _pair_heads(problem)),  # spectral
+        (identity, lambda: frank_wolfe(problem, clock)),  # barycentre
+        (problem.spec.random(seed), lambda: None)]
+    for alignment, start in starts:
+        if clock.over():
+            break
+        problem.reset(alignment)
+        start()
+        descend(problem, order, clock, EFFORTS[effort])
+        if problem.inner() > score + 1e-9 * problem.norm:
+            best, score = problem.alignment, problem.inner()
+    problem.reset(best)
 
 
 __all__ = ["METHODS", "Problem", "Step", "match", "match_many", "merge"]

@@ -16,15 +16,17 @@ from .descent import Clock, Step, linearised
 from .problem import Nest, Piece, Problem
 
 
-def masked(problem: Problem, clock: Clock) -> set[str]:
-    """Moves the source to the alignment that grows outwards from all that is pinned. Returns the nests that have not
-    been solved with everything around them in place."""
+def masked(problem: Problem, clock: Clock, anchors: bool = True) -> set[str]:
+    """Moves the source to the alignment that grows outwards from all that is pinned (or, without `anchors`, from one nest
+    placed by its sorted rows). Returns the nests that have not been solved with everything around them in place."""
     unknown, dirty = set(problem.roots), set()
     while unknown and not clock.over():
         evidence = {root: _known_pieces(problem, problem.nests[root], unknown) for root in unknown}
         root = max((r for r in problem.roots if r in unknown), key=lambda r: (
             _strength(problem.nests[r], evidence[r]), _strength(problem.nests[r], problem.pieces_of(problem.nests[r]))))
         nest, pieces = problem.nests[root], evidence[root]
+        if not anchors and len(unknown) == len(problem.roots):
+            pieces = []
         extra = None if pieces else {root: sorted_scores(problem, nest, unknown)}
         problem.move(Step(nest, pieces, extra).moves)
         unknown.discard(root)
