@@ -2,9 +2,9 @@
 
     python -m benchmarks.fuzz --count 10000 [--seed 0] [--minutes 45] [--again]
 
-Writes benchmarks/results/fuzz.md, and what it has counted so far to fuzz.json beside it: a run that was stopped goes on
-from there, unless the sources have changed since (or `--again`). Network k of a run is `random_network(seed + k)`; every
-fiftieth is captured by `fxr.capture` too, and the specs compared. Exit status 1 if any property failed.
+Writes benchmarks/results/fuzz.md, and what it has counted so far to fuzz.json beside it: a run that was stopped goes
+on from there, unless the sources have changed since (or `--again`). Network k of a run is `random_network(seed + k)`;
+every fiftieth is captured by `fxr.capture` too, and the specs compared. Exit status 1 if any property failed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
-import torch  # noqa: E402
-from fuzz_checks import PROPERTIES, Examined, examine, sizes  # noqa: E402
-from random_networks import Network, random_network  # noqa: E402
+import torch
+from fuzz_checks import PROPERTIES, Examined, examine, sizes
+from random_networks import Network, random_network
 
-import fxrebasin as fxr  # noqa: E402
+import fxrebasin as fxr
 
 CAPTURED = 50  # every so many networks go through the real capture, which takes ten times as long
+UNMEASURED = ("not finite", "output is zero", "output is huge", "does not depend on the state",
+              "rounding is amplified")
 RESULTS = HERE / "results"
 
 
@@ -36,7 +38,7 @@ def sources() -> str:
     """A digest of all that the counts depend on."""
     files = sorted((HERE.parent / "fxrebasin").rglob("*.py"))
     files = [f for f in files if f.parent.name not in ("demo",) and f.name not in ("show.py", "cli.py")]
-    files += [HERE.parent / "tests" / name for name in ("random_networks.py", "fuzz_checks.py")]
+    files += sorted((HERE.parent / "tests").glob("*network*.py")) + [HERE.parent / "tests" / "fuzz_checks.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
@@ -45,8 +47,8 @@ class Tally:
 
     def __init__(self, seed: int, digest: str, path: Path):
         self.path = path
-        self.data = {"seed": seed, "sources": digest, "done": 0, "seconds": 0.0, "worst": 0.0, "counts": {}, "ops": {},
-                     "failures": [], "misfits": {}}
+        self.data = {"seed": seed, "sources": digest, "done": 0, "seconds": 0.0, "worst": 0.0, "counts": {},
+                     "ops": {}, "failures": [], "misfits": {}}
 
     def resume(self) -> None:
         if self.path.exists():
@@ -90,7 +92,7 @@ def compare_captures(network: Network, found: Examined) -> None:
         return
     spec = fxr.infer(network, network.inputs())
     if sizes(spec) != sizes(found.spec):
-        found.failures["capture"] = f"{dict(sizes(found.spec))} when traced, {dict(sizes(spec))} when captured"
+        found.failures["capture"] = f"{dict(sizes(found.spec))} traced, {dict(sizes(spec))} captured"
 
 
 def machine() -> str:
@@ -104,33 +106,34 @@ def machine() -> str:
 def report(data: dict, command: str) -> str:
     counts, done = Counter(data["counts"]), max(data["done"], 1)
     bad = {name: counts[f"failed: {name}"] for name in [*PROPERTIES, "capture"]}
-    skipped = {key: n for key, n in counts.items() if key in (
-        "not finite", "output is zero", "output is huge", "does not depend on the state", "rounding is amplified")}
+    skipped = {key: n for key, n in counts.items() if key in UNMEASURED}
     rows = "".join(f"| {name} | {n} |\n" for name, n in bad.items())
     ops = ", ".join(f"{op.removeprefix('aten.').removesuffix('.default')} {n}"
                     for op, n in sorted(data["ops"].items(), key=lambda item: (-item[1], item[0])))
-    failures = "".join(f"- seed {seed}, {name}: {detail[:400]}\n" for seed, name, detail in data["failures"][:100])
+    failures = "".join(f"- seed {seed}, {name}: {detail[:400]}\n" for seed, name, detail in data["failures"])
     misfits = "".join(f"- {reason}\n" for reason in data["misfits"].values())
     return f"""# Random networks
 
-{data["done"]} networks (seeds {data["seed"]} to {data["seed"] + data["done"] - 1}), {bad["soundness"]} unsound; the largest \
-relative change of an output under a permutation that a spec allows was {data["worst"]:.1e} in float64.
+{data["done"]} networks (seeds {data["seed"]} to {data["seed"] + data["done"] - 1}), {bad["soundness"]} unsound. The \
+largest relative change of an output under a permutation that a spec allows: {data["worst"]:.1e}, in float64.
 
 Command: `{command}`, {data["seconds"]:.0f} s ({1000 * data["seconds"] / done:.0f} ms a network).
 Machine: {machine()}. Sources: {data["sources"]}.
 
 A network has {counts["steps"] / done:.1f} steps and {counts["groups"] / done:.1f} groups on average; \
-{100 * counts["nested"] / done:.0f} % have a group within another, {100 * counts["in several blocks"] / done:.0f} % a tensor of \
-several blocks, {100 * counts["nothing free"] / done:.0f} % nothing that is free. The numbers of {counts["measured"]} were \
-measured; left out: {", ".join(f"{n} ({key})" for key, n in skipped.items()) or "none"}.
+{100 * counts["nested"] / done:.0f} % have a group within another, \
+{100 * counts["in several blocks"] / done:.0f} % a tensor of several blocks, \
+{100 * counts["nothing free"] / done:.0f} % nothing that is free. The numbers of {counts["measured"]} were measured; \
+left out: {", ".join(f"{n} ({key})" for key, n in skipped.items()) or "none"}.
 
 | property | failures |
 |---|---:|
 {rows}
-*soundness*: a random element of the spec, and each group alone, keep all outputs (1e-9). *free outputs*: outputs that are
-left free move as the spec says. *recovery*: a planted permutation is found again, number for number. *invariance*: groups
-are the same after reordering the steps, renaming and reordering the parameters, and with a batch of 3 for 2. *round trip*:
-JSON. *algebra*: inverse and composition. *capture*: every {CAPTURED}th network, traced and captured.
+*soundness*: a random element of the spec, and each group alone, keep all outputs (1e-9). *free outputs*: outputs
+that are left free move as the spec says. *recovery*: a planted permutation is found again, number for number.
+*invariance*: groups are the same after reordering the steps, renaming and reordering the parameters, and with a
+batch of 3 for 2. *round trip*: JSON. *algebra*: inverse and composition. *capture*: every {CAPTURED}th network,
+traced and captured.
 
 {failures or "No failures."}
 {"Ops without a rule that fits (they pin what they touch):" if misfits else ""}
@@ -141,7 +144,7 @@ Networks with each op: {ops}.
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz")
-    parser.add_argument("--count", type=int, default=10000, help="networks in all, those of earlier runs included")
+    parser.add_argument("--count", type=int, default=10000, help="networks in all, earlier runs included")
     parser.add_argument("--seed", type=int, default=0, help="of the first network")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument("--again", action="store_true", help="start anew")

@@ -54,8 +54,9 @@ MOST_PARAMETERS = 160_000_000  # beyond, float64 copies take too much memory: no
 def torchvision_models() -> dict[str, Callable]:
     import torchvision
     models = torchvision.models
-    names = [name for module in (models, models.segmentation, models.video) for name in models.list_models(module)]
-    return {name: lambda name=name: _image_model(partial(models.get_model, name, weights=None), name) for name in names}
+    kinds = {name: kind for kind in (models, models.segmentation, models.video) for name in models.list_models(kind)}
+    return {name: partial(_image_model, partial(models.get_model, name, weights=None, **(
+        {"weights_backbone": None} if kind is models.segmentation else {})), name) for name, kind in kinds.items()}
 
 
 def timm_models() -> dict[str, Callable]:
@@ -65,7 +66,7 @@ def timm_models() -> dict[str, Callable]:
     for name in timm.list_models():
         families.setdefault(timm.models._registry._model_to_module[name], []).append(name)
     names = [min(members, key=_size_rank) for members in families.values()]
-    return {name: lambda name=name: _image_model(partial(timm.create_model, name), name) for name in names}
+    return {name: partial(_image_model, partial(timm.create_model, name), name) for name in names}
 
 
 _SIZES = ("test", "zepto", "atto", "femto", "pico", "nano", "xxs", "xx_small", "xs", "xsmall", "extra_small", "tiny", "t",
@@ -220,7 +221,7 @@ _MODEL_TYPES = (  # the ones to begin with; --all takes every type that transfor
 def transformers_models(every: bool = False) -> dict[str, Callable]:
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
     names = [n for n in (MODEL_MAPPING_NAMES if every else _MODEL_TYPES) if n in MODEL_MAPPING_NAMES]
-    return {name: lambda name=name: _transformer(name) for name in names}
+    return {name: partial(_transformer, name) for name in names}
 
 
 def _transformer(kind: str) -> tuple[nn.Module, dict]:

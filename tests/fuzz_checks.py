@@ -35,14 +35,15 @@ class Examined:
 
 
 def traced(network: Network, inputs: tuple[Tensor, ...]) -> Program:
-    """A Program as `fxr.capture` would make it, ten times faster: these networks write to nothing in place, and do not
-    branch, so that tracing alone gives a functional graph."""
-    state = {name: tensor for name, tensor in network.state_dict(keep_vars=True).items()}
+    """A Program as `fxr.capture` would make it, ten times faster: these networks write to nothing in place, and do
+    not branch, so that tracing alone gives a functional graph."""
+    state = dict(network.state_dict(keep_vars=True))
 
     def run(*tensors):
         return torch.func.functional_call(network, dict(zip(state, tensors)), tensors[len(state):])
 
-    with torch.no_grad(), mock.patch.object(proxy_tensor, "extract_val", lambda value, **_: value):  # no fakes
+    real = mock.patch.object(proxy_tensor, "extract_val", lambda value, **_: value)  # fakes take longest
+    with torch.no_grad(), real:
         module = proxy_tensor.make_fx(run, decomposition_table={}, pre_dispatch=True)(
             *(tensor.detach() for tensor in state.values()), *inputs)
     nodes = list(module.graph.nodes)
@@ -55,7 +56,8 @@ def traced(network: Network, inputs: tuple[Tensor, ...]) -> Program:
             node.meta["val"] = value
             sources[node.name] = Source("constant", node.target, value)
     outputs = tuple(Output(str(k), node) for k, node in enumerate(nodes[-1].args[0]))
-    return Program(module, sources, outputs, {name: tuple(t.shape) for name, t in state.items()}, {}, (), "given")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return Program(module, sources, outputs, shapes, {}, (), "given")
 
 
 def run(network: Network, state: Mapping[str, Tensor], inputs) -> tuple[Tensor, ...]:
@@ -68,7 +70,7 @@ def change(before, after) -> float:
     worst = 0.0
     for a, b in zip(before, after):
         gap, scale = float((a - b).abs().max()), float(a.abs().max())
-        worst = max(worst, gap / scale if gap == gap and scale > 0 else 0.0 if gap == 0 else math.inf)
+        worst = max(worst, gap / scale if math.isfinite(gap) and scale > 0 else 0.0 if gap == 0 else math.inf)
     return worst
 
 
@@ -88,8 +90,9 @@ def unfit(network: Network, inputs, before) -> str:
 
 def shaky(network: Network, state, inputs, before) -> bool:
     """Whether rounding alone moves the outputs: then an error is no evidence."""
-    noisy = {name: t * (1 + 1e-14 * torch.randn(t.shape, dtype=t.dtype, generator=torch.Generator().manual_seed(0)))
-             for name, t in state.items()}
+    generator = torch.Generator().manual_seed(0)
+    noisy = {name: tensor * (1 + 1e-14 * torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator))
+             for name, tensor in state.items()}
     return change(before, run(network, noisy, inputs)) > SOUND / 100
 
 
@@ -97,7 +100,8 @@ def sizes(spec: fxr.Spec) -> Counter:
     return Counter((group.size, group.copies) for group in spec.groups.values())
 
 
-def examine(network: Network, capture: Callable[..., Program] = traced, only: Iterable[str] | None = None) -> Examined:
+def examine(network: Network, capture: Callable[..., Program] = traced,
+            only: Iterable[str] | None = None) -> Examined:
     """Checks properties of one network: all, or `only` some, "inference" among them."""
     found = Examined()
     for name, check in PROPERTIES.items():
@@ -105,7 +109,7 @@ def examine(network: Network, capture: Callable[..., Program] = traced, only: It
             continue
         try:
             check(network, capture, found)
-        except Exception as error:  # whatever it is, it should not have been raised
+        except Exception as error:  # noqa: BLE001  whatever it is, it should not have been raised
             found.failures[name] = f"raises {type(error).__name__}: {str(error)[:300]}"
         if name in found.failures and name == "inference":
             break
@@ -150,7 +154,8 @@ def _free_outputs(network: Network, capture, found: Examined) -> None:
     inputs, state = network.inputs(), network.state_dict()
     spec = fxr.infer(found.program, outputs="free")
     alignment = spec.random(3)
-    before = tuple(alignment.apply_to_output(str(k), output) for k, output in enumerate(run(network, state, inputs)))
+    outputs = enumerate(run(network, state, inputs))
+    before = tuple(alignment.apply_to_output(str(k), output) for k, output in outputs)
     error = change(before, run(network, alignment.apply(state), inputs))
     if error > SOUND and not shaky(network, state, inputs, before):
         found.failures["free outputs"] = f"outputs do not move as the spec says: {error:.1e}"
@@ -179,7 +184,7 @@ def _invariance(network: Network, capture, found: Examined) -> None:
             return
         gained, lost = sizes(spec) - sizes(found.spec), sizes(found.spec) - sizes(spec)
         found.failures["invariance"] = (f"{dict(lost)} (size, copies) become {dict(gained)} when the network is "
-                                        f"reordered and renamed{' and the batch is 3' * (batch == 3)}")
+                                        "reordered and renamed" + " and the batch is 3" * (batch == 3))
 
 
 def _round_trip(network: Network, capture, found: Examined) -> None:
@@ -213,12 +218,12 @@ PROPERTIES: dict[str, Callable[[Network, Callable, Examined], None]] = {
 }
 
 
-# -------------------------------------------------------------------------------------------------- smaller networks
+# ------------------------------------------------------------------------------------------- smaller networks
 
 
 def shrunk(network: Network, fails: Callable[[Network], bool], tries: int = 400) -> Network:
-    """A smaller network that fails too: steps are skipped where a source can stand in for the result, and outputs
-    are moved up, while that goes on to fail."""
+    """A smaller network that fails too: steps are skipped where a source can stand in for the result, and outputs are
+    moved up, while that goes on to fail."""
     tried = 0
     progress = True
     while progress:
@@ -230,7 +235,7 @@ def shrunk(network: Network, fails: Callable[[Network], bool], tries: int = 400)
             try:
                 candidate(*candidate.inputs())
                 failing = fails(candidate)
-            except Exception:  # shapes that no longer fit
+            except Exception:  # noqa: BLE001, S112  shapes that no longer fit
                 continue
             if failing:
                 network, progress = candidate, True
@@ -254,5 +259,6 @@ def _smaller(network: Network):
 
 
 def _bypassed(network: Network, k: int, source: int) -> Network:
-    steps = [Step(step.op, tuple(source if s == k else s for s in step.sources), step.args) for step in network.steps]
+    steps = [Step(step.op, tuple(source if s == k else s for s in step.sources), step.args)
+             for step in network.steps]
     return Network(steps, [source if o == k else o for o in network.outputs], network.seed)

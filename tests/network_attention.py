@@ -27,7 +27,8 @@ def _projections(b: Builder, x: int, t: int, h: int, kv: int, k: int) -> list[in
     if way == "separate":
         parts = [b.view(b.linear(x, n * k), t, n, k) for n in (h, kv, kv)]
     elif way == "einsum":
-        parts = [b.add("einsum", x, b.weight(n, b.shape(x)[-1], k), args=("btc,nck->btnk",)) for n in (h, kv, kv)]
+        width = b.shape(x)[-1]
+        parts = [b.add("einsum", x, b.weight(n, width, k), args=("btc,nck->btnk",)) for n in (h, kv, kv)]
     elif way in ("three heads", "heads three") and kv == h:
         y = b.linear(x, 3 * h * k)
         if way == "three heads":
@@ -56,11 +57,13 @@ def _treated(b: Builder, q: int, key: int, t: int, h: int, kv: int, k: int) -> t
     if way == "shared norm":
         q, key = (b.add("mul", b.add("rms", y, args=(-1,)), b.weight(k, kind="gain")) for y in (q, key))
     elif way == "own norm":
-        q, key = (b.add("mul", b.add("rms", y, args=(-1,)), b.weight(n, 1, k, kind="gain")) for y, n in ((q, h), (key, kv)))
+        q, key = (b.add("mul", b.add("rms", y, args=(-1,)), b.weight(n, 1, k, kind="gain"))
+                  for y, n in ((q, h), (key, kv)))
     elif way == "layer norm":
         q = b.add("layer_norm", q, b.weight(k, kind="gain"), b.weight(k))
     elif way == "l2":
-        q, key = b.add("normalize", q, args=(-1,)), b.add("mul", b.add("normalize", key, args=(-1,)), b.weight(kv, 1, 1))
+        q, key = (b.add("normalize", y, args=(-1,)) for y in (q, key))
+        key = b.add("mul", key, b.weight(kv, 1, 1))
     way = b.choose(["none", "none", "half", "interleaved", "partial"])
     if way == "none" or k % 2 or way == "partial" and k < 4:
         return q, key

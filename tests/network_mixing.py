@@ -53,7 +53,8 @@ def contraction(b: Builder, x: int) -> int:
     c, n = shape[-1], b.choose(SIZES)
     way = b.choose(["two out", "bilinear", "gram", "experts", "tucker", "outer", "positions", "diagonal"])
     if way == "two out":
-        return b.add("einsum", x, b.weight(b.choose([2, 3, 4]), c, b.choose([2, 3, 4])), args=("...c,hck->...hk",))
+        w = b.weight(b.choose([2, 3, 4]), c, b.choose([2, 3, 4]))
+        return b.add("einsum", x, w, args=("...c,hck->...hk",))
     if way == "bilinear":
         y = b.activation(x)
         return b.add("bilinear", x, y, b.weight(n, c, c), b.weight(n))
@@ -109,13 +110,15 @@ def conv(b: Builder, x: int) -> int:
         if spatial != 2:
             raise Unfit()
         return b.add("conv_transpose2d", x, b.weight(c, out // groups, 2, 2), b.weight(out), args=(groups,))
-    return b.add(f"conv{spatial}d", x, b.weight(out, c // groups, *taps), b.weight(out), args=(groups, taps[0] // 2))
+    w = b.weight(out, c // groups, *taps)
+    return b.add(f"conv{spatial}d", x, w, b.weight(out), args=(groups, taps[0] // 2))
 
 
 @move
 def spatial(b: Builder, x: int) -> int:
     shape = b.rank(x, 4)
-    way = b.choose(["max_pool2d", "avg_pool2d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "upsample", "squeeze"])
+    way = b.choose(["max_pool2d", "avg_pool2d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "upsample",
+                    "squeeze"])
     if way in ("max_pool2d", "avg_pool2d"):
         return b.add(way, x, args=(2,))
     if way == "upsample":

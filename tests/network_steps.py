@@ -22,7 +22,7 @@ class Unfit(Exception):
     """A move that cannot be made here: another one is chosen."""
 
 
-# ------------------------------------------------------------------------------------------------------------- steps
+# ------------------------------------------------------------------------------------------------------ steps
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ OPS: dict[str, Callable] = {
     "relu": torch.relu, "gelu": F.gelu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu,
     "softplus": F.softplus, "square": torch.square, "abs": torch.abs, "neg": torch.neg, "cos": torch.cos,
     "reshape": lambda x, *shape: x.reshape(shape), "permute": lambda x, *dims: x.permute(dims),
-    "transpose": torch.transpose, "flatten": torch.flatten, "unflatten": lambda x, d, *sizes: x.unflatten(d, sizes),
+    "transpose": torch.transpose, "flatten": torch.flatten,
+    "unflatten": lambda x, d, *sizes: x.unflatten(d, sizes),
     "unsqueeze": torch.unsqueeze, "squeeze": torch.squeeze, "expand": lambda x, *shape: x.expand(shape),
     "expand_as_batch": lambda x, like: x.expand(like.shape[0], *x.shape[1:]),
     "cat": _joined(torch.cat), "stack": _joined(torch.stack), "split": lambda x, d, *sizes: x.split(sizes, d),
@@ -69,16 +70,19 @@ OPS: dict[str, Callable] = {
     "slice": lambda x, d, a, b, s: x[(slice(None),) * (d % x.ndim) + (slice(a, b, s),)],
     "select": torch.select, "narrow": torch.narrow, "flip": lambda x, d: x.flip(d), "roll": torch.roll,
     "index_select": lambda x, index, d: x.index_select(d, index), "gather_last": lambda x, i: x[..., i],
-    "repeat": lambda x, *times: x.repeat(times), "repeat_interleave": lambda x, n, d: x.repeat_interleave(n, d),
+    "repeat": lambda x, *times: x.repeat(times),
+    "repeat_interleave": lambda x, n, d: x.repeat_interleave(n, d),
     "mean": lambda x, d, keep=False: x.mean(d, keep), "sum": lambda x, d, keep=False: x.sum(d, keep),
-    "amax": lambda x, d, keep=False: x.amax(d, keep), "logsumexp": lambda x, d, keep=False: x.logsumexp(d, keep),
+    "amax": lambda x, d, keep=False: x.amax(d, keep),
+    "logsumexp": lambda x, d, keep=False: x.logsumexp(d, keep),
     "var": lambda x, d, keep=False: x.var(d, keepdim=keep), "max": lambda x, d, keep=False: x.max(d, keep)[0],
     "softmax": torch.softmax, "log_softmax": torch.log_softmax, "cumsum": torch.cumsum,
     "sort": lambda x, d: x.sort(d)[0], "topk": lambda x, k, d: x.topk(k, d)[0],
     "normalize": lambda x, d: F.normalize(x, dim=d), "glu": F.glu,
     "rms": lambda x, d: x * torch.rsqrt(x.pow(2).mean(d, keepdim=True) + 1e-6),
     "layer_norm": lambda x, w, b: F.layer_norm(x, w.shape, w, b),
-    "bare_layer_norm": lambda x, n: F.layer_norm(x, x.shape[-n:]), "rms_norm": lambda x, w: F.rms_norm(x, w.shape, w),
+    "bare_layer_norm": lambda x, n: F.layer_norm(x, x.shape[-n:]),
+    "rms_norm": lambda x, w: F.rms_norm(x, w.shape, w),
     "batch_norm": lambda x, m, v, w, b: F.batch_norm(x, m, v, w, b), "instance_norm": F.instance_norm,
     "group_norm": lambda x, w, b, g: F.group_norm(x, g, w, b), "prelu": F.prelu,
     "conv1d": lambda x, w, b, g, pad: F.conv1d(x, w, b, padding=pad, groups=g),
@@ -87,30 +91,36 @@ OPS: dict[str, Callable] = {
     "max_pool2d": F.max_pool2d, "avg_pool2d": F.avg_pool2d, "pixel_shuffle": F.pixel_shuffle,
     "pixel_unshuffle": F.pixel_unshuffle, "channel_shuffle": lambda x, g: F.channel_shuffle(x, g),
     "upsample": lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"),
-    "pad": lambda x, *amounts: F.pad(x, amounts), "circular_pad": lambda x, n: F.pad(x, (n, n), mode="circular"),
+    "pad": lambda x, *amounts: F.pad(x, amounts),
+    "circular_pad": lambda x, n: F.pad(x, (n, n), mode="circular"),
     "einsum": lambda *given: torch.einsum(given[-1], *given[:-1]), "bilinear": F.bilinear,
     "attention": _attention, "biased_attention": lambda q, k, v, bias: _attention(q, k, v, bias),
     "lstm": _recurrent("lstm"), "gru": _recurrent("gru"), "embedding": lambda ids, w: F.embedding(ids, w),
-    "where_positive": lambda c, x, y: torch.where(c > 0, x, y), "mask_negative": lambda x: x.masked_fill(x < 0, 0.25),
-    "masked_fill": lambda x, m, a: x.masked_fill(m, a), "tril": torch.tril, "clamp": lambda x: x.clamp(-0.5, 0.5),
+    "where_positive": lambda c, x, y: torch.where(c > 0, x, y),
+    "mask_negative": lambda x: x.masked_fill(x < 0, 0.25),
+    "masked_fill": lambda x, m, a: x.masked_fill(m, a), "tril": torch.tril,
+    "clamp": lambda x: x.clamp(-0.5, 0.5),
     "diagonal": lambda x: x.diagonal(0, -2, -1), "unfold": lambda x, d, n, s: x.unfold(d, n, s),
     "slice_write": lambda x, y, d, a: x.slice_scatter(y, d, a, a + y.shape[d]), "lerp": torch.lerp,
-    "weight_norm": lambda v, g: torch._weight_norm(v, g, 0), "trace_outer": lambda x: x.unsqueeze(-1) * x.unsqueeze(-2),
+    "weight_norm": lambda v, g: torch._weight_norm(v, g, 0),
+    "trace_outer": lambda x: x.unsqueeze(-1) * x.unsqueeze(-2),
 }
 
 CONSTANTS: dict[str, Callable[..., Tensor]] = {
-    "angles": lambda positions, k: torch.arange(positions, dtype=torch.float64)[:, None] / 10 ** torch.linspace(0, 1, k).double(),
+    "angles": lambda positions, k: (
+        torch.arange(positions, dtype=torch.float64)[:, None] / 10 ** torch.linspace(0, 1, k).double()),
     "slopes": lambda heads: 2.0 ** -torch.arange(1.0, heads + 1, dtype=torch.float64)[:, None, None],
     "distances": lambda n: -(torch.arange(n)[:, None] - torch.arange(n)).abs().double(),
-    "ramp": lambda n: torch.linspace(0.5, 1.5, n).double(), "halves": lambda *shape: torch.full(shape, 0.5).double(),
+    "ramp": lambda n: torch.linspace(0.5, 1.5, n).double(),
+    "halves": lambda *shape: torch.full(shape, 0.5).double(),
     "future": lambda n: torch.ones(n, n).triu(1).bool(),
     "order": lambda *index: torch.tensor(index),
 }
 
 
 class Network(nn.Module):
-    """Runs steps. Parameters (and persistent buffers) are the steps named `weight`; their numbers depend on `seed` and
-    on their step alone, not on `order`, the order of registration, or on `names`."""
+    """Runs steps. Parameters (and persistent buffers) are the steps named `weight`; their numbers depend on `seed`
+    and on their step alone, not on `order`, the order of registration, or on `names`."""
 
     def __init__(self, steps: Sequence[Step], outputs: Sequence[int], seed: int = 0,
                  order: Sequence[int] | None = None, names: Mapping[int, str] | None = None):
@@ -184,7 +194,7 @@ def pruned(network: Network) -> Network:
     return Network(steps, [place[k] for k in network.outputs], network.seed)
 
 
-# ----------------------------------------------------------------------------------------------------------- building
+# --------------------------------------------------------------------------------------------------- building
 
 
 class Builder:
@@ -209,7 +219,7 @@ class Builder:
                 result = OPS[op](*(self.results[s] for s in sources), *args)
             except (RuntimeError, IndexError, ValueError, TypeError) as error:
                 raise Unfit(str(error)) from None
-        if isinstance(result, Tensor) and (result.numel() > LARGEST or result.numel() == 0 or result.ndim > LONGEST):
+        if isinstance(result, Tensor) and (not 0 < result.numel() <= LARGEST or result.ndim > LONGEST):
             raise Unfit("too large")
         self.steps.append(step)
         self.results.append(result)
@@ -247,13 +257,15 @@ class Builder:
 
     def weight(self, *shape: int, kind: str = "weight") -> int:
         """A tensor of the state, or one made of some; at times one that is used elsewhere too."""
-        way = self.choose(["new"] * 12 + ["again", "again", "transposed", "joined", "product", "viewed", "buffer"])
+        rare = ["again", "again", "transposed", "joined", "product", "viewed", "buffer"]
+        way = self.choose(["new"] * 12 + rare)
         if way in ("again", "transposed"):
             wanted = tuple(shape) if way == "again" else tuple(shape[::-1])
-            fitting = [k for k, step in enumerate(self.steps) if step.op == "weight" and step.args == (wanted, kind)]
+            fitting = [k for k, step in enumerate(self.steps) if step == Step("weight", (), (wanted, kind))]
             if fitting:
                 k = self.choose(fitting)
-                return k if way == "again" or len(shape) < 2 else self.add("permute", k, args=range(len(shape))[::-1])
+                same = way == "again" or len(shape) < 2
+                return k if same else self.add("permute", k, args=range(len(shape))[::-1])
         if kind == "weight" and len(shape) == 2 and way == "joined" and shape[0] > 3:
             first = self.choose(range(1, shape[0]))
             parts = [self.add("weight", args=((n, *shape[1:]), kind)) for n in (first, shape[0] - first)]
@@ -264,7 +276,7 @@ class Builder:
                             self.add("weight", args=((rank, shape[1]), kind)))
         if kind == "weight" and len(shape) > 1 and way == "viewed":
             return self.add("reshape", self.add("weight", args=((math.prod(shape),), kind)), args=shape)
-        return self.add("weight", args=(tuple(shape), "buffer" if way == "buffer" and kind == "weight" else kind))
+        return self.add("weight", args=(tuple(shape), "buffer" if (way, kind) == ("buffer", "weight") else kind))
 
     def linear(self, x: int, out: int, bias: bool | None = None) -> int:
         w = self.weight(out, self.shape(x)[-1])
@@ -272,7 +284,8 @@ class Builder:
         return self.add("linear", x, w, self.weight(out)) if bias else self.add("linear", x, w)
 
     def activation(self, x: int) -> int:
-        return self.add(self.choose(["relu", "gelu", "tanh", "silu", "sigmoid", "softplus", "square", "abs", "cos"]), x)
+        names = ["relu", "gelu", "tanh", "silu", "sigmoid", "softplus", "square", "abs", "cos"]
+        return self.add(self.choose(names), x)
 
     def order(self, n: int) -> int:
         """A constant reordering of n positions."""

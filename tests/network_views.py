@@ -39,7 +39,8 @@ def view_chain(b: Builder, x: int) -> int:
     dim = len(b.shape(x)) - 1
     n, m = b.factors(b.shape(x)[dim]) if dim else b.fail()
     y = b.add("unflatten", x, args=(dim, n, m))
-    way = b.choose(["none", "softmax", "norm", "cumsum", "mean", "scale", "einsum", "flip", "outer weight", "order", "view again"])
+    way = b.choose(["none", "softmax", "norm", "cumsum", "mean", "scale", "einsum", "flip", "outer weight", "order",
+                    "view again"])
     d = b.choose([dim, dim + 1])
     if way == "softmax":
         y = b.add("softmax", y, args=(d,))

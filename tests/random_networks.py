@@ -4,9 +4,10 @@
     networks()                              a hypothesis strategy of the same networks, which shrinks
     print(network)                          one line for each step
 
-A network is put together from *moves* (an attention block, a split and concatenation, a reshape chain ...), each of
-which appends *steps*, the calls of single functions. Sizes are few and small, so that unrelated axes often have equal
-sizes. The first dimension of every value that depends on an input is the batch, or has it as its outermost factor.
+A network is put together from *moves* (an attention block, a split and concatenation, a reshape chain ...), each
+of which appends *steps*, the calls of single functions. Sizes are few and small, so that unrelated axes often have
+equal sizes. The first dimension of every value that depends on an input is the batch, or has it as its outermost
+factor.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import network_layers  # noqa: F401  (these four register moves; their order is part of what a seed means)
+# These four register moves, and the order of moves is part of what a seed means.
+# isort: off
+import network_layers  # noqa: F401
 import network_views  # noqa: F401
 import network_mixing  # noqa: F401
 import network_attention  # noqa: F401
+# isort: on
 import torch
 from hypothesis import strategies as st
 from network_steps import BATCH, MOVES, SIZES, Builder, Network, Step, Unfit, pruned
@@ -101,8 +105,8 @@ def networks(draw) -> Network:
 
 
 def disguised(network: Network, seed: int = 0) -> Network:
-    """The same network with its steps in another order that keeps sources first, and with its parameters renamed and
-    registered in another order. (Its numbers are others, too.)"""
+    """The same network with its steps in another order that keeps sources first, and with its parameters renamed
+    and registered in another order. (Its numbers are others, too.)"""
     rng = random.Random(seed)
     waiting = list(range(len(network.steps)))
     order: list[int] = []
@@ -111,8 +115,8 @@ def disguised(network: Network, seed: int = 0) -> Network:
         order.append(rng.choice(ready))
         waiting.remove(order[-1])
     place = {k: i for i, k in enumerate(order)}
-    steps = [Step(network.steps[k].op, tuple(place[s] for s in network.steps[k].sources), network.steps[k].args)
-             for k in order]
+    steps = [Step(step.op, tuple(place[s] for s in step.sources), step.args)
+             for step in (network.steps[k] for k in order)]
     weights = [i for i, step in enumerate(steps) if step.op == "weight"]
     names = {i: f"{rng.choice('abcdefgh')}_{n}" for n, i in enumerate(rng.sample(weights, len(weights)))}
     rng.shuffle(weights)

@@ -228,6 +228,6 @@ def test_without_numba_auto_takes_numpy_for_large_problems(no_numba):
 
 
 def test_numba_is_imported_only_when_needed():
-    code = ("import sys, numpy as np, fxrebasin.match.assignment as a; a.assign(np.eye(3)); "
-            "sys.exit('numba' in sys.modules)")
+    code = ("import sys, numpy as np; from fxrebasin.match.assignment import assign; "
+            "assign(np.eye(3)); assign(np.eye(300), solver='numpy'); sys.exit('numba' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -18,7 +18,8 @@ from fxrebasin.rules.rule import Rule
 torch.set_num_threads(1)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, derandomize=True, database=None,
+          suppress_health_check=list(HealthCheck))
 @given(networks())
 def test_every_property_of_random_networks(network):
     """All but recovery, which may end in a local optimum (below)."""
@@ -30,7 +31,8 @@ def test_every_property_of_random_networks(network):
 
 def test_planted_permutations_are_found():
     """Without noise; a start from the anchors may still end in a local optimum, but seldom."""
-    lost = [seed for seed in range(100) if examine(random_network(seed)[0], only=["inference", "recovery"]).failures]
+    found = {seed: examine(random_network(seed)[0], only=["inference", "recovery"]) for seed in range(100)}
+    lost = {seed: answer.failures for seed, answer in found.items() if answer.failures}
     assert len(lost) <= 2, lost
 
 
@@ -40,7 +42,7 @@ def test_tracing_and_capture_lead_to_one_spec(seed):
     assert sizes(fxr.infer(network, inputs)) == sizes(fxr.infer(traced(network, inputs)))
 
 
-# ------------------------------------------------------------------------------------------- networks that failed once
+# ------------------------------------------------------------------------------------ networks that failed once
 
 _FEATURES = Step("input", (), (0, "numbers", (4, 3)))
 
@@ -51,16 +53,18 @@ def _weight(*shape: int) -> Step:
 
 ONCE = {
     # a softmax over units and padding makes the padding differ from row to row
-    "softmax over padding": (Network([_FEATURES, _weight(8, 3), Step("linear", (0, 1)), Step("pad", (2,), (0, 1)),
-                                      Step("log_softmax", (3,), (2,)), Step("flatten", (4,), (1,)), _weight(3, 36),
-                                      Step("linear", (5, 6))], [7]), factorial(8)),
+    "softmax over padding": (
+        Network([_FEATURES, _weight(8, 3), Step("linear", (0, 1)), Step("pad", (2,), (0, 1)),
+                 Step("log_softmax", (3,), (2,)), Step("flatten", (4,), (1,)), _weight(3, 36),
+                 Step("linear", (5, 6))], [7]), factorial(8)),
     # a recurrent kernel in two pieces: its rows and columns are one index set, but it is no diagonal
-    "recurrent kernel in pieces": (Network([_FEATURES, _weight(12, 3), _weight(12, 2), _weight(12, 2),
-                                            Step("cat", (2, 3), (1,)), Step("gru", (0, 1, 4)), _weight(3, 4),
-                                            Step("linear", (5, 6))], [7]), factorial(2) ** 2),
+    "recurrent kernel in pieces": (
+        Network([_FEATURES, _weight(12, 3), _weight(12, 2), _weight(12, 2), Step("cat", (2, 3), (1,)),
+                 Step("gru", (0, 1, 4)), _weight(3, 4), Step("linear", (5, 6))], [7]), factorial(2) ** 2),
     # weights that are a product: their common axis is free on its own, once
-    "low rank, twice": (Network([_FEATURES, _weight(6, 2), _weight(2, 3), Step("matmul", (1, 2)), Step("linear", (0, 3)),
-                                 Step("relu", (4,)), _weight(3, 6), Step("linear", (5, 6))], [7]), factorial(6) * factorial(2)),
+    "product of two": (
+        Network([_FEATURES, _weight(6, 2), _weight(2, 3), Step("matmul", (1, 2)), Step("linear", (0, 3)),
+                 Step("relu", (4,)), _weight(3, 6), Step("linear", (5, 6))], [7]), factorial(6) * factorial(2)),
 }
 
 
@@ -72,7 +76,7 @@ def test_networks_that_failed_once(name):
     assert found.order == order
 
 
-# ---------------------------------------------------------------------------------------------- the checks themselves
+# --------------------------------------------------------------------------------------- the checks themselves
 
 
 def _as_if_pointwise(op: str) -> Rule:
@@ -82,21 +86,20 @@ def _as_if_pointwise(op: str) -> Rule:
     return Rule(op, None, apply)
 
 
-@pytest.mark.parametrize("op", ["aten.cumsum.default", "aten.flip.default", "aten.roll.default", "aten.tril.default"])
+@pytest.mark.parametrize("op", ["cumsum", "flip", "roll", "tril"])
 def test_a_wrong_rule_is_noticed(op, monkeypatch):
     """Among networks with the op, one shows that its rule claims too much; and a small one does."""
-    monkeypatch.setitem(RULES, op, _as_if_pointwise(op))
+    monkeypatch.setitem(RULES, f"aten.{op}.default", _as_if_pointwise(op))
 
     def fails(network):
         return "soundness" in examine(network, only=["inference", "soundness"]).failures
 
-    name = op.split(".")[1]
-    with_op = (n for n, _ in map(random_network, range(2000)) if any(step.op == name for step in n.steps))
+    with_op = (n for n, _ in map(random_network, range(2000)) if any(step.op == op for step in n.steps))
     guilty = next((network for network, _ in zip(with_op, range(60)) if fails(network)), None)
     assert guilty is not None
     small = shrunk(guilty, fails, tries=60)
     assert fails(small)
-    assert any(step.op == name for step in small.steps)
+    assert any(step.op == op for step in small.steps)
     assert len(small.steps) <= len(guilty.steps)
 
 

@@ -1,8 +1,8 @@
 """The linear assignment problem: the permutation that collects the largest total score.
 
-Three solvers, all exact. "scipy" is `scipy.optimize.linear_sum_assignment`. "fast" is the auction of auction.py,
-compiled by numba (the extra `fxrebasin[fast]`). "numpy" is that auction without numba: on large problems it is
-still several times faster than scipy. The auction also gives prices, which prove its result.
+Three solvers, all exact. "scipy" is `scipy.optimize.linear_sum_assignment`. "fast" is the auction of
+auction.py, compiled by numba (the extra `fxrebasin[fast]`). "numpy" is that auction without numba: on large
+problems it is still several times faster than scipy. The auction also gives prices, which prove its result.
 
 Everything runs on one thread and in a fixed order. Where several permutations are optimal, the identity is
 preferred; among others the solvers may choose differently.
@@ -19,7 +19,7 @@ from . import auction
 
 TIE = 1e-12         # the identity is returned when it misses the optimum by no more than this, relatively
 ROUNDING = 1e-11    # a proved gap above this is more than rounding
-FAST_FROM = 256     # below this size (a batch: this many squared scores) loading numba costs more than it saves
+FAST_FROM = 256     # below this size (a batch: that many squared scores) loading numba costs too much
 NUMPY_FROM = 1024   # below this size scipy is as fast as the auction in numpy
 
 

@@ -9,10 +9,10 @@
 3. *Shortest augmenting paths*, by Dijkstra on reduced costs, for the few rows still free: this makes the
    result optimal whatever the earlier steps did, so their budgets can be small.
 
-Nearly all the time goes into two scans of one row of scores, `_best_two` and `_relax`. They are written twice:
-in numpy, and as loops for numba (`compiled`). The rest is the same code, interpreted or compiled. Scores may
-be float32; prices and all arithmetic are float64. owner[j] is the row that column j is given to, columns[i]
-the reverse; -1 is free.
+Nearly all the time goes into two scans of one row of scores, `_best_two` and `_relax`. They are written
+twice: in numpy, and as loops for numba (`compiled`). The rest is the same code, interpreted or compiled.
+Scores may be float32; prices and all arithmetic are float64. owner[j] is the row that column j is given to,
+columns[i] the reverse; -1 is free.
 """
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def solve_many(scores):
 def certify(scores, columns, prices):
     """The relative gap that `prices` prove for `columns`: what another permutation could gain at most.
 
-    For any prices p, no permutation collects more than sum_i max_j (scores[i, j] - p[j]) + sum_j p[j]. What is
-    missing to that bound is given relative to sum_i max_j |scores[i, j]|. Optimal prices give nearly 0.
+    For any prices p, no permutation collects more than sum_i max_j (scores[i, j] - p[j]) + sum_j p[j]. What
+    is missing to that bound is given relative to sum_i max_j |scores[i, j]|. Optimal prices give nearly 0.
     """
     scratch = np.empty(max(len(prices), LANES))
     slack = scale = 0.0
@@ -129,7 +129,7 @@ def _augment(scores, prices, columns, owner, scratch):
         while True:
             column, least = _relax(scores[i], live, base, i, distance, previous, scratch)
             nearest = distance[free].argmin()
-            if distance[free[nearest]] <= least:    # of equally near columns a free one, which ends the search
+            if distance[free[nearest]] <= least:    # of equally near columns a free one: the search ends
                 break
             done[count] = column
             reached[count] = least
@@ -196,8 +196,8 @@ def compiled() -> SimpleNamespace:
                               for entry in (solve, solve_many, certify)})
 
 
-# The two scans for numba. scratch[:LANES] holds a running best for each lane: this keeps the inner loop free of
-# branches and of dependences between its steps, so that a scan runs at the speed of memory.
+# The two scans for numba. scratch[:LANES] holds a running best for each lane: this keeps the inner loop free
+# of branches and of dependences between its steps, so that a scan runs at the speed of memory.
 
 def _best_two_loops(row, prices, scratch):
     n = row.size

@@ -155,8 +155,10 @@ def similarity(nest: Nest, group: Group, pieces: Sequence[Piece], alone: bool = 
     total: torch.Tensor | None = None
     for piece in pieces:
         for target, source in _views(piece, extras, chain):
-            part = torch.matmul(target, source.transpose(-1, -2))
-            total = part if total is None else total + part
+            if total is None:
+                total = torch.bmm(target, source.transpose(-1, -2))
+            else:
+                total.baddbmm_(target, source.transpose(-1, -2))
     if total is None:
         return torch.zeros(math.prod(spec.sizes[f] for f in extras), size, size)
     return total
@@ -194,9 +196,18 @@ def _moved(array: torch.Tensor, factors: Sequence[str], move: Alignment) -> torc
     """An array in factor form, permuted."""
     grid = list(np.ogrid[tuple(slice(n) for n in array.shape)])
     old = move._sources(factors, grid)
-    if all(x.size == x.shape[k] for k, x in enumerate(old)):  # every axis moves by itself
-        for k, x in enumerate(old):
-            if not np.array_equal(x, grid[k]):
-                array = array.index_select(k, torch.from_numpy(x.reshape(-1)).to(array.device))
+    apart = [k for k, x in enumerate(old) if x.size == x.shape[k]]
+    joint = [k for k in range(array.ndim) if k not in apart or any(x.shape[k] > 1 for j, x in enumerate(old) if j != k)]
+    for k in apart:
+        if k not in joint and not np.array_equal(old[k], grid[k]):
+            array = array.index_select(k, torch.from_numpy(old[k].reshape(-1)).to(array.device))
+    if not joint:
         return array
-    return array[tuple(torch.from_numpy(np.ascontiguousarray(x)).to(array.device) for x in old)]
+    if joint != list(range(joint[0], joint[-1] + 1)):
+        return array[tuple(torch.from_numpy(np.ascontiguousarray(x if k in joint else grid[k])).to(array.device)
+                           for k, x in enumerate(old))]
+    shape = array.shape  # neighbouring axes that move together, such as heads and units, are one flat axis
+    sizes = shape[joint[0]:joint[-1] + 1]
+    flat = np.ravel_multi_index(np.broadcast_arrays(*(old[k] for k in joint)), sizes).reshape(-1)
+    array = array.reshape(*shape[:joint[0]], flat.size, *shape[joint[-1] + 1:])
+    return array.index_select(joint[0], torch.from_numpy(flat).to(array.device)).reshape(shape)

@@ -108,6 +108,13 @@ def extremum(call: Call):
     return [result, result]
 
 
+@rearrangement("var_mean.correction std_mean.correction aminmax.default", sample=lambda T: (
+    T(2, 3, 4), T.keyword(dim=1)) if "aminmax" in T.op else (T(2, 3, 4), [1]))
+def two_reductions(call: Call):
+    return [reduction(call)] * 2
+
+
+rule("_is_all_true.default _is_any_true.default", "*a -> ", sample=lambda T: (T(2, 7) > 0,))
 rule("histc.default", "*a -> z", sample=lambda T: (T(2, 7), 4, -2, 2))
 
 
