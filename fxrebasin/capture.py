@@ -103,9 +103,23 @@ class Program:
         Raises `StateError` for missing tensors, `CaptureError` for constants and inputs without a value.
         """
         inputs = _inputs(self.signature, *_arguments(example_inputs))
-        values = _Interpreter(self, state, on_node).results(inputs)
+        widest = max((t.dtype for t in state.values() if t.is_floating_point()), key=lambda d: torch.finfo(d).bits,
+                     default=torch.get_default_dtype())
+        with default_dtype(widest):  # of tensors that the graph makes without naming one
+            values = _Interpreter(self, state, on_node).results(inputs)
         tensors = [output for output in self.outputs if output.node is not None]
         return {output.path: value for output, value in zip(tensors, values) if not output.decision}
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Tensors made without a dtype get this one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def capture(model: nn.Module | ExportedProgram, example_inputs: Any = None) -> Program:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .alignment import Alignment
-from .capture import leaves_of
+from .capture import default_dtype, leaves_of
 from .errors import CaptureError, NotEquivalentError
 from .match import match
 from .spec import Spec
@@ -79,7 +79,8 @@ def verify(model: nn.Module, example_inputs: Any, alignment: Alignment, *, state
 
 def _outputs(model: nn.Module, state, inputs) -> dict[str, torch.Tensor]:
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), default_dtype(torch.float64):
+        torch.manual_seed(0)  # a module that draws numbers draws the same ones each time
         try:
             result = torch.func.functional_call(model, state, args, kwargs, tie_weights=False)
         except (RuntimeError, TypeError, ValueError) as error:

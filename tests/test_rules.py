@@ -31,8 +31,7 @@ def test_the_op_honours_its_rule(op):
 def test_reasons_for_missing_freedoms_are_needed():
     """A reason is kept only while at least one op of those that share it misses something."""
     stated = {rule.missing for rule in RULES.values() if rule.missing}
-    used = {RULES[op].missing for op in RULES if RULES[op].missing
-            if any(f.kind == "missing" for f in findings(op))}
+    used = {RULES[op].missing for op in RULES if RULES[op].missing and any(f.kind == "missing" for f in findings(op))}
     assert stated == used
 
 

@@ -18,6 +18,7 @@ def show(results: dict[str, Any], console: Console) -> None:
         for task, measured in found["tasks"].items():
             console.print(outcomes(kind, task, measured))
     console.print(f"Images: {results['images']}. Cosines are of all weights but vectors (biases, norms).")
+    console.print(f"Recipes: {results['recipes']}.")
     console.print(f"Share of the gain recovered: {results['share']}; its accuracy is read from the training "
                   "record, all else was measured just now. Support: the original images.")
 

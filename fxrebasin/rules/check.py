@@ -35,7 +35,7 @@ import torch
 from ..alignment import Alignment
 from ..errors import SpecError
 from ..factors import Factors, Value
-from ..infer import _Reader, _shapes
+from ..infer import _Reader
 from ..spec import Spec
 from .rule import RULES, Call, Rule
 
@@ -74,7 +74,7 @@ def check(op: str) -> list[Finding]:
     return findings
 
 
-def _findings(cases: list["Case"], rule: Rule) -> Iterator[tuple[str, str]]:
+def _findings(cases: list[Case], rule: Rule) -> Iterator[tuple[str, str]]:
     case = cases[0]
     shapes = [(t.shape, t.dtype) for t in case.tensors.values()]
     for vary in (_plain, _cut_first, _cut_last, _factored, *[_one_tensor] * (len(set(shapes)) < len(shapes))):
@@ -237,7 +237,7 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _plain(factors: Factors, values: dict[str, Value]) -> None:
-    ""
+    pass
 
 
 def _cut_first(factors: Factors, values: dict[str, Value]) -> None:
@@ -268,7 +268,6 @@ def _one_tensor(factors: Factors, values: dict[str, Value]) -> None:
 
 
 def _all_used(k: int) -> bool:
-    ""
     return True
 
 

@@ -203,8 +203,7 @@ def glu(call: Call):
     return call.relate("*a, *a -> *a", [call.factors.take(value, dim, half) for half in halves])[0]
 
 
-@rearrangement("flip.default", sample=lambda T: (T(2, 3, 4), [1, 2]),
-               missing="an axis that is moved onto itself keeps only exchanges of whole cycles")
+@rearrangement("flip.default", sample=lambda T: (T(2, 3, 4), [1, 2]))
 def flip(call: Call):
     value = call.args["self"]
     for dim in call.dims(value, "dims"):
