@@ -585,7 +585,9 @@ class Factors:
         None after a cut."""
         cuts = self.cuts
         segments = [block.segments[d] for d in ins]
-        if not any(s.atoms for s in segments) and all(s.positions.size == block.value.shape[d] for s, d in zip(segments, ins)):
+        alike = len({s.reason is None for s in segments if s.positions.size > 1}) <= 1  # all opaque, or all free
+        if alike and not any(s.atoms for s in segments) and all(
+                s.positions.size == block.value.shape[d] for s, d in zip(segments, ins)):
             reason = next((s.reason for s in segments if s.reason), None)
             return [Segment.plain(natural((size,)), reason) for size in outs]
         for d in ins:

@@ -419,3 +419,23 @@ def test_infer_on_meta_gives_the_same_spec():
     module, inputs = build("llama")
     meta = module.to("meta")
     assert fxr.infer(meta, tuple(x.to("meta") for x in inputs)).groups == spec_of("llama").groups
+
+
+def test_a_mask_expanded_over_heads_leaves_the_heads_free():
+    """nn.TransformerEncoder expands a padding mask over the heads, folds them into the batch, and takes them apart again."""
+    layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True)
+    model = Masked(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)).eval().double()
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[0, 3:] = True
+    spec = fxr.infer(model, (torch.randn(2, 5, 7, dtype=torch.float64), mask))
+    f = math.factorial
+    assert spec.order == f(12) * (f(20) * f(3) * f(4) ** 3 * f(4) ** 3) ** 2
+
+
+class Masked(nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.inside, self.encoder, self.outside = nn.Linear(7, 12), encoder, nn.Linear(12, 4)
+
+    def forward(self, x, mask):
+        return self.outside(self.encoder(self.inside(x), src_key_padding_mask=mask))

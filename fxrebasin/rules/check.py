@@ -323,9 +323,9 @@ class Claim:
             box = np.ix_(*(np.sort(s.positions, axis=None) for s in block.segments))
             part = self.before[k][tuple(torch.from_numpy(x) for x in box)] if box else self.before[k]
             for d, segment in enumerate(block.segments):
-                if segment.positions.size > 1 and not segment.atoms and not segment.reason:
-                    if _difference(part.narrow(d, 0, 1).expand_as(part), part) > EXACT:
-                        yield f"result {k} is not constant along dimension {d}"
+                free = segment.positions.size > 1 and not segment.atoms and not segment.reason
+                if free and _difference(part.narrow(d, 0, 1).expand_as(part), part) > EXACT:
+                    yield f"result {k} is not constant along dimension {d}"
 
 
 def _elements(spec: Spec) -> Iterator[tuple[Alignment, str]]:
@@ -360,7 +360,7 @@ class Line:
         part = "" if self.outer == self.inner == 1 else f" (as {self.outer} x {self.size} x {self.inner})"
         return f"axis {self.axis}{part} of {self.tensor}"
 
-    def apart(self, other: "Line") -> bool:
+    def apart(self, other: Line) -> bool:
         return ((self.tensor, self.axis) != (other.tensor, other.axis) or self.inner >= other.inner * other.size
                 or other.inner >= self.inner * self.size)
 
