@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import csv
 import fnmatch
+import math
 import os
 import pickle
 import platform
@@ -42,14 +43,14 @@ from fxrebasin.capture import Program, capture
 from .zoo_models import timm_models, torchvision_models, transformers_models
 
 RESULTS = Path(__file__).with_name("results")
-COLUMNS = ("family", "model", "outcome", "parameters", "nodes", "capture_s", "infer_s", "groups", "log10_order",
-           "share", "error", "error_free", "control", "unruled_axes", "unruled_ops", "front_end")
+COLUMNS = ("family", "model", "outcome", "parameters", "nodes", "capture_s", "infer_s", "groups",
+           "log10_order", "share", "error", "error_free", "control", "unruled_axes", "unruled_ops", "front_end")
 SOUND = 1e-9
 MANY_PARAMETERS = 20_000_000  # beyond, one random element instead of four
 MOST_PARAMETERS = 160_000_000  # beyond, float64 copies take too much memory: not evaluated
 
 
-# ------------------------------------------------------------------------------------------------- one model
+# ----------------------------------------------------------------------------------------------- one model
 
 
 def measure(build: Callable) -> Iterator[dict[str, Any]]:
@@ -187,13 +188,14 @@ def _run(program: Program, state: Mapping[str, Tensor], inputs) -> dict[str, Ten
 
 
 def _change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    """The worst max |y - y'| / max |y| of all outputs; infinite if y' is not finite (max() loses NaN)."""
     worst = 0.0
     for path, y in before.items():
         if y.numel():
             y, z = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (y, after[path]))
             size = float(y.abs().max())
             change = float((y - z).abs().max())
-            worst = max(worst, change / size if size else change)
+            worst = max(worst, (change / size if size else change) if math.isfinite(change) else math.inf)
     return worst
 
 
@@ -202,7 +204,7 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:240]
 
 
-# ------------------------------------------------------------------------------------------------ all models
+# ---------------------------------------------------------------------------------------------- all models
 
 
 def isolated(build: Callable, limit: float) -> dict[str, Any]:
@@ -278,7 +280,7 @@ def run(args) -> None:
             )
 
 
-# ------------------------------------------------------------------------------------------------- the table
+# ----------------------------------------------------------------------------------------------- the table
 
 
 _HEAD = ("model", "outcome", "capture, s", "inference, s", "groups", "log10 order", "share", "error",
@@ -298,11 +300,13 @@ def table(rows: list[dict[str, str]]) -> str:
     explanation = "What a row says: " + " ".join((__doc__ or "").split("What a row says: ")[1].split())
     ops = sorted({op for row in rows for op in row["unruled_ops"].split()})
     text = ["# The zoo: public architectures", "",
-            (f"`python -m benchmarks.zoo` on one thread of {_cpu()}, torch {torch.__version__}, one model at a "
-             f"time on a shared machine. Rows are kept from run to run (`--again` measures anew). {explanation}"), "",
-            f"- models built: {len(built)} of {len(rows)}; captured: {len(captured)}; evaluated: {len(tested)}",
+            (f"`python -m benchmarks.zoo` on one thread of {_cpu()}, torch {torch.__version__}, one model at "
+             "a time on a shared machine. Rows are kept from run to run (`--again` measures anew). "
+             f"{explanation}"), "",
+            f"- models built: {len(built)} of {len(rows)}; captured: {len(captured)}; "
+            f"evaluated: {len(tested)}",
             f"- sound (error < {SOUND:g}): {len(sound)} of {len(tested)} evaluated",
-            (f"- no axis pinned for lack of a rule: {len(captured) - len(unruled)} of {len(captured)} captured"
+            (f"- no axis pinned for lack of a rule: {len(captured) - len(unruled)} of {len(captured)}"
              + "".join(f"; not so: {name}" for name in unruled)),
             f"- inference slower than capture: {len(slow)}" + "".join(f"; {name}" for name in slow),
             "- ops without a fitting rule, pinning or not: " + (", ".join(ops) or "none"), ""]

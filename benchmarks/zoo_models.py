@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# -------------------------------------------------------------------------------------- torchvision and timm
+# ------------------------------------------------------------------------------------ torchvision and timm
 
 
 def torchvision_models() -> dict[str, Callable]:
@@ -98,7 +98,7 @@ def _size_rank(name: str) -> tuple:
 
 
 def _image_model(build: Callable, name: str) -> tuple[nn.Module, Any]:
-    """A model, narrow and shallow if it takes such options, and two of the smallest images that it accepts."""
+    """A model, narrow and shallow if it takes such options, and two images as small as it accepts."""
     problem: Exception | None = None
     ways: list[tuple[str, ...]] = [("narrow", "sized"), ("narrow",), ("sized",), ()]
     for side in (64, 128, 224, 256):
@@ -143,7 +143,7 @@ def _images(name: str, side: int) -> tuple[Tensor, ...]:
     return (torch.rand(2, 3, side, side, generator=generator),)
 
 
-# ---------------------------------------------------------------------------------------------- transformers
+# -------------------------------------------------------------------------------------------- transformers
 
 
 _TINY = {

@@ -46,6 +46,7 @@ def traced(network: Network, inputs: tuple[Tensor, ...]) -> Program:
     with torch.no_grad(), real:
         module = proxy_tensor.make_fx(run, decomposition_table={}, pre_dispatch=True)(
             *(tensor.detach() for tensor in state.values()), *inputs)
+    module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))  # results that nobody takes
     nodes = list(module.graph.nodes)
     places = [node for node in nodes if node.op == "placeholder"]
     sources = {node.name: Source("state", name) for node, name in zip(places, state)}

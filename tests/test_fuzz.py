@@ -61,6 +61,17 @@ ONCE = {
     "recurrent kernel in pieces": (
         Network([_FEATURES, _weight(12, 3), _weight(12, 2), _weight(12, 2), Step("cat", (2, 3), (1,)),
                  Step("gru", (0, 1, 4)), _weight(3, 4), Step("linear", (5, 6))], [7]), factorial(2) ** 2),
+    # views of which one part has a single position
+    "riffled, added and viewed": (
+        Network([_FEATURES, _weight(8, 3), Step("linear", (0, 1)),
+                 Step("constant", (), ("order", 0, 2, 4, 6, 1, 3, 5, 7)), Step("gather_last", (2, 3)),
+                 Step("add", (2, 4)), Step("unflatten", (5,), (2, 4, 2)), _weight(3, 2),
+                 Step("linear", (6, 7))], [8]), 1),
+    "stacked in threes, viewed as two": (
+        Network([_FEATURES, _weight(6, 3), Step("linear", (0, 1)), _weight(4, 6), _weight(4),
+                 Step("linear", (2, 3, 4)), Step("linear", (2, 3)), _weight(24), Step("reshape", (7,), (4, 6)),
+                 Step("linear", (2, 8)), Step("stack", (5, 6, 9), (2,)), Step("flatten", (10,), (2, 3)),
+                 Step("unflatten", (11,), (-1, 2, 6)), _weight(3, 6), Step("linear", (12, 13))], [14]), 1440),
     # weights that are a product: their common axis is free on its own, once
     "product of two": (
         Network([_FEATURES, _weight(6, 2), _weight(2, 3), Step("matmul", (1, 2)), Step("linear", (0, 3)),

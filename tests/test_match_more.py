@@ -169,3 +169,31 @@ def test_zero_tensors_and_single_elements(method):
     zeros = {name: torch.zeros(shape) for name, shape in spec.shapes.items()}
     found = fxr.match(spec, zeros, zeros, method=method)
     assert found.objective == 0.0
+
+
+def test_similarities_that_are_kept_are_those_computed_anew(deep, monkeypatch):
+    from fxrebasin.match.cache import Similarities
+    from fxrebasin.match.problem import similarity
+    model, spec = deep
+    _, target = noisy(spec, model.state_dict(), 4.0, 6)
+    kept, worst = Similarities.__call__, []
+
+    def both(self, nest, group, pieces):
+        self.room = 10 ** 9
+        known, fresh = kept(self, nest, group, pieces), similarity(nest, group, pieces)
+        worst.append(float((known - fresh).abs().max()) / float(fresh.abs().max() + 1e-300))
+        return known
+
+    monkeypatch.setattr(Similarities, "__call__", both)
+    problem = Problem(spec, model.state_dict(), target)
+    descent.descend(problem, problem.roots, descent.Clock(), 20)
+    assert problem.similarities.shares and len(worst) > len(problem.roots), "nothing was kept or solved twice"
+    assert max(worst) < 1e-12, f"kept similarities are off by {max(worst):.1e}"
+
+
+def test_kept_similarities_stay_within_their_room(deep):
+    model, spec = deep
+    _, target = noisy(spec, model.state_dict(), 1.0, 6)
+    problem = Problem(spec, model.state_dict(), target)
+    descent.descend(problem, problem.roots, descent.Clock(), 20)
+    assert sum(s.nbytes for s in problem.similarities.shares.values()) <= problem.similarities.room

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..spec import Group
 from .assignment import assign, assign_many
@@ -60,12 +61,13 @@ def _bound(scores: np.ndarray) -> np.ndarray:
 class Step:
     """The best move of one nest given some pieces as evidence: `moves` group -> permutations, and what is `gained`."""
 
-    def __init__(self, nest: Nest, pieces: Sequence[Piece], extra: dict[str, np.ndarray] | None = None):
+    def __init__(self, nest: Nest, pieces: Sequence[Piece], extra: dict[str, np.ndarray] | None = None,
+                 scores: Callable[[Nest, Group, Sequence[Piece]], torch.Tensor] = similarity):
         self.nest = nest
         owned: dict[str, list[Piece]] = {g.name: [] for g in nest.groups}
         for piece in pieces:
             owned[nest.owner(piece.factors).name].append(piece)
-        self.scores = {g.name: similarity(nest, g, owned[g.name]).cpu().numpy() for g in nest.groups}
+        self.scores = {g.name: scores(nest, g, owned[g.name]).cpu().numpy() for g in nest.groups}
         for name, scores in (extra or {}).items():
             self.scores[name] = self.scores[name] + scores
         self.moves = {g.name: np.empty(nest.spec.frame(g) + (g.size,), dtype=np.int64) for g in nest.groups}
@@ -209,7 +211,8 @@ def descend(problem: Problem, order: Sequence[str], clock: Clock, sweeps: int, d
             if name not in dirty or clock.over():
                 continue
             dirty.discard(name)
-            moved = try_step(problem, Step(problem.nests[name], problem.pieces_of(problem.nests[name])))
+            moved = try_step(problem, Step(problem.nests[name], problem.pieces_of(problem.nests[name]),
+                                           scores=problem.similarities))
             if alternate(problem, problem.nests[name]) or moved:
                 dirty |= problem.neighbours[name] | ({name} if linearised(problem, name) else set())
             clock.tell(stage="descent", sweep=sweep, done=count + 1, of=len(order))

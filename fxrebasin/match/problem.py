@@ -35,6 +35,7 @@ class Problem:
                  dtype: torch.dtype | None = None):
         self.spec = spec
         self.alignment = spec.identity()
+        self.watchers: list = []
         self.pieces: list[Piece] = []
         for name in spec.permutable:
             a, b = source[name].detach(), target[name].detach()
@@ -101,12 +102,38 @@ class Problem:
             if touched.intersection(piece.factors):
                 piece.source = _moved(piece.source, piece.factors, move)
         self.alignment = move @ self.alignment
+        changed = {name: p for name, p in step.items() if not np.array_equal(p, self._identity.permutations[name])}
+        for watcher in self.watchers if changed else ():
+            watcher(changed, lambda nest, group: self._flat(move, nest, group))
+
+    def watch(self, watcher) -> None:
+        """Calls watcher(moves, flat) after every move that moves anything; flat(nest, group) is where every element of the
+        group's chain comes from, or None if that depends on more than the chain."""
+        self.watchers.append(watcher)
+
+    def _flat(self, move: Alignment, nest: "Nest", group: Group) -> torch.Tensor | None:
+        if nest.extras(group):
+            return None
+        places = [f for g in nest.chains[group.name] for f in g.members]
+        sizes = tuple(self.spec.sizes[f] for f in places)
+        old = move._sources(places, list(np.ogrid[tuple(slice(n) for n in sizes)]))
+        return torch.from_numpy(np.ravel_multi_index(np.broadcast_arrays(*old), sizes).reshape(-1))
+
+    def roots_in(self, piece: Piece) -> tuple[str, ...]:
+        """The nests that a piece holds factors of."""
+        return tuple(root for root in self.roots if self.nests[root].root.members[0] in piece.factors)
 
     def reset(self, alignment: Alignment) -> None:
         """Makes `alignment` the current one."""
         step = alignment @ self.alignment.inverse()
         self.move(step.permutations)
         self.alignment = alignment
+
+    @cached_property
+    def similarities(self):
+        """Scores that are kept while they are right (see `cache`)."""
+        from .cache import Similarities
+        return Similarities(self)
 
     @cached_property
     def _identity(self) -> Alignment:

@@ -28,7 +28,7 @@ def masked(problem: Problem, clock: Clock, anchors: bool = True) -> set[str]:
         if not anchors and len(unknown) == len(problem.roots):
             pieces = []
         extra = None if pieces else {root: sorted_scores(problem, nest, unknown)}
-        problem.move(Step(nest, pieces, extra).moves)
+        problem.move(Step(nest, pieces, extra, problem.similarities).moves)
         unknown.discard(root)
         dirty |= problem.neighbours[root] - unknown
         if len(pieces) < len(problem.pieces_of(nest)) or linearised(problem, root):
