@@ -95,7 +95,7 @@ def _compare(model, state, inputs, reference, alignment: Alignment, tolerance: f
     for path, before in reference.items():
         before = alignment.apply_to_output(path, before)
         after = moved[path]
-        if not before.is_floating_point():
+        if not before.is_floating_point() and not before.is_complex():
             errors[path] = (0.0, 0.0) if torch.equal(before, after) else (float("inf"), float("inf"))
         elif before.numel():
             gap = float((after - before).abs().max())

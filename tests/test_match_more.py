@@ -181,7 +181,7 @@ def test_similarities_that_are_kept_are_those_computed_anew(deep, monkeypatch):
     def both(self, nest, group, pieces):
         self.room = 10 ** 9
         known, fresh = kept(self, nest, group, pieces), similarity(nest, group, pieces)
-        worst.append(float((known - fresh).abs().max()) / float(fresh.abs().max() + 1e-300))
+        worst.append(float((known - fresh).abs().max()) / max(float(fresh.abs().max()), 1e-300))
         return known
 
     monkeypatch.setattr(Similarities, "__call__", both)

@@ -24,6 +24,7 @@ class Similarities:
         largest = max((g.size for g in problem.spec.groups.values()), default=0)
         self.room = 2 * 4 * largest ** 2  # two matrices of the largest group, beside the one that is being solved
         self.shares: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+        self.held: dict[tuple, set[str]] = {}  # the factors of the pieces behind a share
         problem.watch(self._moved)
 
     def __call__(self, nest: Nest, group: Group, pieces: Sequence[Piece]) -> torch.Tensor:
@@ -47,6 +48,7 @@ class Similarities:
         share = similarity(nest, group, part)
         if share.nbytes <= self.room:
             self.shares[key] = share
+            self.held[key] = {f for piece in part for f in piece.factors}
             while sum(s.nbytes for s in self.shares.values()) > self.room:
                 self.shares.popitem(last=False)
         return share
@@ -56,10 +58,11 @@ class Similarities:
         roots = {root for root in self.problem.roots if any(g.name in moves for g in self.problem.nests[root].groups)}
         for key in list(self.shares):
             root, group, near, _ = key
-            if roots & set(near) - {root} or root in roots and len(roots) > 1:
+            nest = self.problem.nests[root]
+            beside = {f for g in nest.groups if g.name in moves and g not in nest.chains[group] for f in g.members}
+            if roots & set(near) - {root} or beside & self.held[key]:
                 del self.shares[key]
             elif root in roots:
-                nest = self.problem.nests[root]
                 order = flat(nest, self.problem.spec.groups[group])
                 if order is None:
                     del self.shares[key]
