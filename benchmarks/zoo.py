@@ -44,7 +44,8 @@ from .zoo_models import timm_models, torchvision_models, transformers_models
 
 RESULTS = Path(__file__).with_name("results")
 COLUMNS = ("family", "model", "outcome", "parameters", "nodes", "capture_s", "infer_s", "groups",
-           "log10_order", "share", "error", "error_free", "control", "unruled_axes", "unruled_ops", "front_end")
+           "log10_order", "share", "error", "error_free", "control", "unruled_axes", "unruled_ops",
+           "front_end")
 SOUND = 1e-9
 MANY_PARAMETERS = 20_000_000  # beyond, one random element instead of four
 MOST_PARAMETERS = 160_000_000  # beyond, float64 copies take too much memory: not evaluated

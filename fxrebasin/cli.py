@@ -688,6 +688,6 @@ def demo(output: str, as_json: bool) -> None:
 
     from .demo.run import run as run_demo
 
-    results = run_demo(output, Console(stderr=as_json))
+    results = run_demo(output, Console(stderr=as_json, width=None if sys.stdout.isatty() else 120))
     if as_json:
         click.echo(json.dumps(results))
