@@ -369,22 +369,7 @@ class Factors:
             cells = [{}] if all(len(v.blocks) == 1 for v, _ in operands) else self._cells(operands, outputs)
             results = None if cells is None else self._merge_cells(operands, outputs, cells, why, asked)
             if changes == self.changes and results is not None:
-                self._hold_cells(operands, cells)
                 return [self.build(shape, blocks) for shape, blocks in results][:asked]
-
-    def _hold_cells(self, operands, cells) -> None:
-        """An op that sums holds the product of all its letters, cell by cell. This matters where two of them turn out to
-        be one factor (a square weight on a residual stream): then nothing else in the cell may depend on that factor."""
-        letters = dict.fromkeys(x for _, names in operands for x in names if x)
-        if any(set(letters) == {x for x in names if x} for _, names in operands):
-            return
-        for cell in cells:
-            blocks = cell.get("blocks") or [value.blocks[0] for value, _ in operands if value.blocks]
-            places = {x: (block, d) for block, (_, names) in zip(blocks, operands) for d, x in enumerate(names)
-                      if x and block.segments[d].atoms}
-            segments = [block.segments[d] for block, d in places.values()]
-            if len(segments) > 1:
-                self.build([s.positions.size for s in segments], [segments])
 
     def _cells(self, operands, outputs) -> list[dict[str, int]] | None:
         """The common refinement of all operands' blocks in the space of all letters, as boxes {letter: set of classes,
