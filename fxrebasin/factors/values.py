@@ -1,0 +1,127 @@
+"""Atoms, segments, blocks, values: what a tensor is to the analysis."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Iterable, Sequence
+
+import numpy as np
+
+
+@lru_cache(maxsize=4096)
+def natural(shape: tuple[int, ...]) -> np.ndarray:
+    """Positions 0 .. prod(shape)-1 in row-major order; shared, hence read-only."""
+    positions = np.arange(math.prod(shape)).reshape(shape)
+    positions.flags.writeable = False
+    return positions
+
+
+class Atom:
+    """An index set of `size` elements. `pinned` is the reason why it must stay as it is, or None. A `loose` atom stands
+    in for an opaque dimension while it is reshaped. `turning`: the graph itself moves its elements among each other, so
+    that nothing may depend on which one it is."""
+
+    __slots__ = ("size", "pinned", "loose", "turning", "blocks")
+
+    def __init__(self, size: int, pinned: str | None = None, loose: bool = False):
+        self.size = size
+        self.pinned = pinned
+        self.loose = loose
+        self.turning = False
+        self.blocks: set[Block] = set()
+
+    def __repr__(self):
+        return f"{'!' if self.pinned else ''}{self.size}@{id(self) % 9973}"
+
+
+class Segment:
+    """What one dimension of a block is made of.
+
+    `positions[i1, ..., im]` is the index along the dimension at which the element (i1, ..., im) of
+    atoms[0] x ... x atoms[m-1] lies. A segment without atoms is a single position; or opaque, with the `reason` why its
+    positions cannot be permuted; or free, several positions that all hold the same number.
+    """
+
+    __slots__ = ("positions", "atoms", "reason", "_key")
+
+    def __init__(self, positions: np.ndarray, atoms: Sequence[Atom] = (), reason: str | None = None):
+        self.positions = positions
+        self.atoms = tuple(atoms)
+        self.reason = reason
+        self._key = None
+
+    @classmethod
+    def plain(cls, positions: np.ndarray, reason: str | None = None) -> "Segment":
+        """Without atoms: opaque if there is a reason, else free; one position is neither."""
+        return cls(positions.reshape(()) if positions.size == 1 else positions, (), reason if positions.size > 1 else None)
+
+    def named(self) -> "Segment":
+        """With an atom in any case, for a segment without atoms that has to be told apart from others."""
+        if self.atoms or self.positions.size == 1:
+            return self
+        return Segment(self.positions.reshape(-1), [Atom(self.positions.size, self.reason, self.reason is not None)])
+
+    @property
+    def key(self) -> bytes:
+        """Identifies the set of positions, whatever their order."""
+        if self._key is None:
+            self._key = np.sort(self.positions, axis=None).tobytes()
+        return self._key
+
+
+class Block:
+    """A box of a value's index space: one segment for each dimension."""
+
+    __slots__ = ("value", "segments")
+
+    def __init__(self, value: "Value", segments: Iterable[Segment]):
+        self.value = value
+        self.segments = list(segments)
+
+    def atoms(self) -> list[Atom]:
+        return [atom for segment in self.segments for atom in segment.atoms]
+
+
+class Value:
+    """A tensor as the analysis sees it: its shape, and blocks that partition its index space."""
+
+    __slots__ = ("shape", "blocks")
+
+    def __init__(self, shape: Sequence[int]):
+        self.shape = tuple(shape)
+        self.blocks: list[Block] = []
+
+
+def coalesce(boxes: list[list[Segment]]) -> list[list[Segment]]:
+    """Joins boxes that differ only along a dimension that carries no atoms: the class token and the patches, windows of
+    an image, padding."""
+    rank = len(boxes[0])
+    joined = True
+    while joined and len(boxes) > 1:
+        joined = False
+        for d in range(rank):
+            runs: dict[tuple, list[list[Segment]]] = {}
+            for box in boxes:
+                run = runs.setdefault(tuple(s.key for e, s in enumerate(box) if e != d) + (bool(box[d].atoms),), [])
+                partner = None if box[d].atoms else next((other for other in run if _compatible(box, other, d)), None)
+                if partner is None:
+                    run.append(box)
+                    continue
+                positions = np.sort(np.concatenate([x[d].positions.reshape(-1) for x in (box, partner)]))
+                reason = box[d].reason or partner[d].reason or "positions that differ"
+                partner[:] = [Segment.plain(positions, reason) if e == d else _richer(a, b)
+                              for e, (a, b) in enumerate(zip(partner, box))]
+                joined = True
+            boxes = [box for run in runs.values() for box in run]
+    return boxes
+
+
+def _compatible(one: list[Segment], other: list[Segment], d: int) -> bool:
+    return all(e == d or not a.atoms or not b.atoms or a.atoms == b.atoms and np.array_equal(a.positions, b.positions)
+               for e, (a, b) in enumerate(zip(one, other))) and not any(
+        e != d and bool(a.reason or b.reason) and bool(a.atoms or b.atoms) for e, (a, b) in enumerate(zip(one, other)))
+
+
+def _richer(a: Segment, b: Segment) -> Segment:
+    return a if a.atoms or (a.reason and not b.atoms) else b
