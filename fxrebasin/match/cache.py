@@ -24,6 +24,7 @@ class Similarities:
         largest = max((g.size for g in problem.spec.groups.values()), default=0)
         self.room = 2 * 4 * largest ** 2  # two matrices of the largest group, beside the one that is being solved
         self.shares: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+        self.order: dict[tuple, torch.Tensor] = {}  # columns of a share that have moved since
         self.held: dict[tuple, set[str]] = {}  # the factors of the pieces behind a share
         problem.watch(self._moved)
 
@@ -34,23 +35,26 @@ class Similarities:
             parts.setdefault(self.problem.roots_in(piece), []).append(piece)
         if len(parts) < 2:  # nothing to be had twice
             return similarity(nest, group, pieces)
-        total: torch.Tensor | None = None
-        for near, part in parts.items():
-            share = self._share(nest, group, near, part)
-            total = share.clone() if total is None else total.add_(share)
+        first, second, *others = parts.items()
+        total = self._share(nest, group, *first) + self._share(nest, group, *second)
+        for near, part in others:
+            total += self._share(nest, group, near, part)
         return total
 
     def _share(self, nest: Nest, group: Group, near: tuple[str, ...], part: list[Piece]) -> torch.Tensor:
         key = nest.root.name, group.name, near, tuple(id(piece) for piece in part)
         if key in self.shares:
             self.shares.move_to_end(key)
+            if key in self.order:
+                self.shares[key] = self.shares[key].index_select(2, self.order.pop(key).to(self.shares[key].device))
             return self.shares[key]
+        self.order.pop(key, None)
         share = similarity(nest, group, part)
         if share.nbytes <= self.room:
             self.shares[key] = share
             self.held[key] = {f for piece in part for f in piece.factors}
             while sum(s.nbytes for s in self.shares.values()) > self.room:
-                self.shares.popitem(last=False)
+                self._drop(next(iter(self.shares)))
         return share
 
     def _moved(self, moves: Mapping[str, np.ndarray], flat) -> None:
@@ -61,10 +65,14 @@ class Similarities:
             nest = self.problem.nests[root]
             beside = {f for g in nest.groups if g.name in moves and g not in nest.chains[group] for f in g.members}
             if roots & set(near) - {root} or beside & self.held[key]:
-                del self.shares[key]
+                self._drop(key)
             elif root in roots:
                 order = flat(nest, self.problem.spec.groups[group])
                 if order is None:
-                    del self.shares[key]
-                else:
-                    self.shares[key] = self.shares[key].index_select(2, order.to(self.shares[key].device))
+                    self._drop(key)
+                else:  # carried out when the share is asked for, which may be never
+                    self.order[key] = self.order[key][order] if key in self.order else order
+
+    def _drop(self, key: tuple) -> None:
+        for store in (self.shares, self.order, self.held):
+            store.pop(key, None)
