@@ -146,8 +146,9 @@ def relate(call: Call, text: str, values: list[Value], sizes: dict[str, int]) ->
             raise ValueError(f"sizes {value.shape} do not fit {text!r}")
         operands.append((value, [x.rstrip("!") if x and sizes[x.rstrip("!")] == value.shape[d] else None
                                  for d, x in enumerate(letters)]))
-    stars = _stars(dims)
-    outputs = [[t for token in _TOKEN.findall(result) for t in stars.get(token, [token])]
+    runs = _runs(dims)
+    outputs = [[letter for token in _TOKEN.findall(result)
+                for letter in (runs.get(token[1:], []) if token.startswith("*") else [token])]
                for result in right.split(",")]
     return _results(call, operands, outputs, sizes)
 
@@ -164,20 +165,14 @@ def _align(tokens: list[str], value: Value) -> list[str]:
     return tokens[:star] + named + tokens[star + 1:]
 
 
-def _stars(dims: list[list[str]]) -> dict[str, list[str]]:
+def _runs(dims: list[list[str]]) -> dict[str, list[str]]:
     """What each `*b` stands for in a result: the longest run that any operand has."""
     longest: dict[str, int] = {}
-    for tokens in dims:
-        for token in tokens:
-            if "." in token and not token.startswith("("):
-                name, k = token.rstrip("!").split(".")
-                longest[name] = max(longest.get(name, 0), int(k))
-    class Runs(dict):
-        def get(self, token, default):
-            if not token.startswith("*"):
-                return default
-            return [f"{token[1:]}.{k}" for k in range(longest.get(token[1:], 0), 0, -1)]
-    return Runs()
+    for token in (token for tokens in dims for token in tokens if not token.startswith("(")):
+        name, dot, k = token.rstrip("!").partition(".")
+        if dot:
+            longest[name] = max(longest.get(name, 0), int(k))
+    return {name: [f"{name}.{k}" for k in range(count, 0, -1)] for name, count in longest.items()}
 
 
 def _sizes(dims, values, sizes: dict[str, int]) -> dict[str, int]:
