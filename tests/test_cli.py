@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -267,7 +268,7 @@ def test_help_and_version(out):
         ("inspect clinet:Net --input 99999x99999x99999", "elements"),
         ("inspect clinet:Net --input y=2x4 --input 2x4 --input 2x4", "fewer inputs"),
         ("inspect . --input 2x4", "config.json"),
-        ("inspect model", "NoSuchModel"),
+        ("inspect model", "NoSuchModel" if find_spec("transformers") else "needs the transformers package"),
         ("inspect clinet:pair --dot none/g.dot", "no folder"),
         ("inspect clinet:pair --html .", "it is a folder"),
         ("match clinet:pair a.safetensors b.safetensors", "Missing option '-o'"),
