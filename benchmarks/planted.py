@@ -1,6 +1,6 @@
 """Planted permutations under noise: how much of a known alignment each method recovers.
 
-    python -m benchmarks.planted [--only NAME] [--sigma 0.5,1,2,3] [--methods exact,transfusion] [--seeds 2]
+    python -m benchmarks.planted [--only NAME] [--sigma 0.5,1,2,3] [--methods exact,transfusion] [--seeds 2] [--out FILE]
 
 Weights are Gaussian; the target is a random element of the spec applied to them, plus noise of sigma times their size.
 Recovered: the share of indices placed right, over groups of a kind (of the residual stream, heads, units, hidden).
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--sigma", default="0.5,1,2,3")
     parser.add_argument("--methods", default="exact,transfusion,git-rebasin,ot,identity")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     lines = []
@@ -125,7 +126,7 @@ def main() -> None:
             "Share of indices placed right. `expected`: the cosine that the planted answer has (on average).", "",
             "| case | sigma | method | residual | hidden | heads | units | cosine | expected | seconds |",
             "|---|---|---|---|---|---|---|---|---|---|"]
-    RESULTS.write_text("\n".join(head + lines) + "\n")
+    args.out.write_text("\n".join(head + lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def agreement(a: Tensor, b: Tensor) -> float:
 
 
 def main() -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     base, tuned = load("default"), load("finetuned")
     tokeniser = variant.default()._tokeniser
     tokens = pad_sequence([tokeniser.tokenise(tcr) for tcr in receptors(200)], batch_first=True)
