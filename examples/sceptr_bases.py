@@ -17,6 +17,7 @@ at random.
 from __future__ import annotations
 
 import random
+import sys
 
 import torch
 from rich.console import Console
