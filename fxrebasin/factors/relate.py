@@ -63,7 +63,6 @@ class Relating(Unifying):
                 self._cut_segment(block, d, table[classes[segment.positions]])
                 return
 
-
     def _merge_cells(self, operands, outputs, cells, why, asked: int):
         """Unifies, cell by cell, what shares a letter; then, box by box of each output, what the cells leave there."""
         cuts = self.cuts

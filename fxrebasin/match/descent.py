@@ -68,8 +68,8 @@ class Step:
         for piece in pieces:
             owned[nest.owner(piece.factors).name].append(piece)
         self.scores = {g.name: scores(nest, g, owned[g.name]).cpu().numpy() for g in nest.groups}
-        for name, scores in (extra or {}).items():
-            self.scores[name] = self.scores[name] + scores
+        for name, more in (extra or {}).items():
+            self.scores[name] = self.scores[name] + more
         self.moves = {g.name: np.empty(nest.spec.frame(g) + (g.size,), dtype=np.int64) for g in nest.groups}
         root = nest.root
         self.gained = 0.0

@@ -114,10 +114,7 @@ class Problem:
     def _flat(self, move: Alignment, nest: "Nest", group: Group) -> torch.Tensor | None:
         if nest.extras(group):
             return None
-        places = [f for g in nest.chains[group.name] for f in g.members]
-        sizes = tuple(self.spec.sizes[f] for f in places)
-        old = move._sources(places, list(np.ogrid[tuple(slice(n) for n in sizes)]))
-        return torch.from_numpy(np.ravel_multi_index(np.broadcast_arrays(*old), sizes).reshape(-1))
+        return flat_sources(move, [f for g in nest.chains[group.name] for f in g.members])
 
     def roots_in(self, piece: Piece) -> tuple[str, ...]:
         """The nests that a piece holds factors of."""
@@ -217,6 +214,13 @@ def _factor_form(tensor: torch.Tensor, block) -> torch.Tensor:
             tensor = tensor.index_select(d, torch.from_numpy(flat.astype(np.int64)).to(tensor.device))
         shape.extend(axis.positions.shape)
     return tensor.reshape(shape)
+
+
+def flat_sources(move: Alignment, places: Sequence[str]) -> torch.Tensor:
+    """Where every element of the product of some factors comes from, as a permutation of that product."""
+    sizes = tuple(move.spec.sizes[f] for f in places)
+    old = move._sources(places, list(np.ogrid[tuple(slice(n) for n in sizes)]))
+    return torch.from_numpy(np.ravel_multi_index(np.broadcast_arrays(*old), sizes).reshape(-1))
 
 
 def _moved(array: torch.Tensor, factors: Sequence[str], move: Alignment) -> torch.Tensor:

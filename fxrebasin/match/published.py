@@ -31,12 +31,11 @@ class TransFusionStep(Step):
             super().__init__(nest, pieces)
             return
         self.nest, self.gained = nest, math.inf  # pairing by spectra does not ascend: each nest is paired once
-        self.moves = nest.spec.identity().permutations | {}
-        self.moves = {g.name: self.moves[g.name].copy() for g in nest.groups}
+        self.moves = {g.name: np.tile(np.arange(g.size), nest.spec.frame(g) + (1,)) for g in nest.groups}
         root = nest.root
         inner = [p for p in pieces if nest.owner(p.factors) is not root]
-        for e, frame in enumerate(_indices(nest, nest.extras(root))):
-            heads = assign(-spectral_distances(nest, inner)).columns
+        heads = assign(-spectral_distances(nest, inner)).columns
+        for frame in _indices(nest, nest.extras(root)):
             self.moves[root.name][tuple(frame[f] for f in root.within)] = heads
             self._units(nest, inner, heads, frame)
 

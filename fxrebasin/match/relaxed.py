@@ -15,7 +15,7 @@ import torch
 from ..alignment import Alignment
 from ..spec import Group
 from .descent import Clock, Step
-from .problem import Nest, Piece, Problem
+from .problem import Nest, Piece, Problem, flat_sources
 
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of the line search: the objective is a polynomial on the line
 
@@ -69,14 +69,8 @@ def _matrices(problem: Problem, nest: Nest, moves: Mapping[str, np.ndarray]) -> 
     """The permutation matrices of the moves of a nest, over the places of each group."""
     like = problem.pieces[0].target
     move = Alignment(problem.spec, {**problem._identity.permutations, **{g.name: moves[g.name] for g in nest.groups}})
-    matrices = {}
-    for group in nest.groups:
-        places = _places(nest, group)
-        sizes = tuple(problem.spec.sizes[f] for f in places)
-        old = move._sources(places, list(np.ogrid[tuple(slice(n) for n in sizes)]))
-        flat = np.ravel_multi_index(np.broadcast_arrays(*old), sizes).reshape(-1)
-        matrices[group.name] = torch.eye(flat.size, dtype=like.dtype, device=like.device)[torch.from_numpy(flat)]
-    return matrices
+    flat = {group.name: flat_sources(move, _places(nest, group)) for group in nest.groups}
+    return {name: torch.eye(order.numel(), dtype=like.dtype, device=like.device)[order] for name, order in flat.items()}
 
 
 def _soft(problem: Problem, source: torch.Tensor, factors: Sequence[str], plans, without: str | None = None) -> torch.Tensor:
