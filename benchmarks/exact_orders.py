@@ -9,8 +9,6 @@ names, only those networks are measured and the table is printed, not written.
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 import time
 import warnings
@@ -24,6 +22,7 @@ from scalar_graph import Expansion
 from tiny_networks import AXES, NETWORKS
 
 import fxrebasin as fxr
+from benchmarks.machine import machine
 from fxrebasin.errors import FxrebasinError
 
 HEAD = """# Exact and inferred orders of tiny networks
@@ -63,14 +62,6 @@ def row(name: str) -> tuple[str, bool]:
     shown = str(axes) if axes != exact else ""
     line = f"| {name} | {exact} | {shown} | {order} | {verdict} | {exact_seconds:.2f} | {seconds:.2f} |"
     return line, order in (axes, exact)
-
-
-def machine() -> str:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return (f"{processor}, {os.cpu_count()} cores, one thread used; Python {platform.python_version()}, "
-            f"torch {torch.__version__}")
 
 
 def main(names: list[str]) -> None:

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import sys
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from fuzz_checks import PROPERTIES, Examined, examine, sizes
 from random_networks import Network, random_network
 
 import fxrebasin as fxr
+from benchmarks.machine import machine
 
 CAPTURED = 50  # every so many networks go through the real capture, which takes ten times as long
 UNMEASURED = ("not finite", "output is zero", "output is huge", "does not depend on the state",
@@ -93,14 +93,6 @@ def compare_captures(network: Network, found: Examined) -> None:
     spec = fxr.infer(network, network.inputs())
     if sizes(spec) != sizes(found.spec):
         found.failures["capture"] = f"{dict(sizes(found.spec))} traced, {dict(sizes(spec))} captured"
-
-
-def machine() -> str:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return (f"{processor}, {os.cpu_count()} cores, one thread used; Python {platform.python_version()}, "
-            f"torch {torch.__version__}")
 
 
 def report(data: dict, command: str) -> str:

@@ -12,7 +12,6 @@ Writes benchmarks/results/planted.md.
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 import fxrebasin as fxr
+from benchmarks.machine import machine
 from benchmarks.shapes import build
 
 RESULTS = Path(__file__).parent / "results" / "planted.md"
@@ -121,7 +121,7 @@ def main() -> None:
                                  f"{mean['objective']:.3f} | {1 / (1 + sigma ** 2) ** 0.5:.3f} | {mean['seconds']:.1f} |")
                     print(lines[-1], file=sys.stderr, flush=True)
     head = ["# Planted permutations under noise", "", f"`python -m benchmarks.planted {' '.join(sys.argv[1:])}`; "
-            f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}, torch {torch.__version__}, one thread; "
+            f"{machine()}; "
             f"mean of {args.seeds} seeds.", "",
             "Share of indices placed right. `expected`: the cosine that the planted answer has (on average).", "",
             "| case | sigma | method | residual | hidden | heads | units | cosine | expected | seconds |",

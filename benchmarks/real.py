@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import platform
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxrebasin as fxr
+from benchmarks.machine import machine
 from fxrebasin.demo import models, weights
 
 RESULTS = Path(__file__).parent / "results" / "real.md"
@@ -96,8 +96,8 @@ def main() -> None:
             lines.append(row(f"MiniLM layer {k}, scrambled, onto layer {k + 1}", spec, scrambled, layers[k + 1]))
         lines.append(row("MiniLM layer 0, scrambled, onto itself", spec, spec.random(9).apply(layers[0]), layers[0]))
     RESULTS.write_text("\n".join([
-        "# The objective on real weights", "", f"`python -m benchmarks.real`; {platform.machine()}, torch {torch.__version__}, "
-        "one thread. Cosine similarity of pi(source) and target (seconds, on a busy machine).", "",
+        "# The objective on real weights", "", f"`python -m benchmarks.real`; {machine()}. "
+        "Cosine similarity of pi(source) and target (seconds, on a busy machine).", "",
         f"| case | {' | '.join(METHODS)} |", "|---|" + "---|" * len(METHODS), *lines]) + "\n")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import resource
 import sys
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 import fxrebasin as fxr
+from benchmarks.machine import machine
 from benchmarks.planted import gaussian
 from benchmarks.shapes import build
 from fxrebasin.match import Problem
@@ -89,8 +89,7 @@ def main() -> None:
             lines.append(measure(name, args.sigma, args.effort))
             print(lines[-1], file=sys.stderr, flush=True)
     RESULTS.write_text("\n".join([
-        "# Time against the matrix products", "", f"`python -m benchmarks.speed {' '.join(sys.argv[1:])}`; {platform.machine()}, "
-        f"torch {torch.__version__}, one thread.", "",
+        "# Time against the matrix products", "", f"`python -m benchmarks.speed {' '.join(sys.argv[1:])}`; {machine()}.", "",
         "| case | sigma | effort | recovered | cosine | match, s | one sweep's products, s | ratio | GFLOP/s | both states, GiB "
         "| peak above them, GiB | largest similarity, GiB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|", *lines]) + "\n")

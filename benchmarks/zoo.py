@@ -25,7 +25,6 @@ import fnmatch
 import math
 import os
 import pickle
-import platform
 import runpy
 import signal
 import sys
@@ -40,6 +39,7 @@ from torch import Tensor, nn
 import fxrebasin as fxr
 from fxrebasin.capture import Program, capture
 
+from .machine import processor
 from .zoo_models import timm_models, torchvision_models, transformers_models
 
 RESULTS = Path(__file__).with_name("results")
@@ -301,7 +301,7 @@ def table(rows: list[dict[str, str]]) -> str:
     explanation = "What a row says: " + " ".join((__doc__ or "").split("What a row says: ")[1].split())
     ops = sorted({op for row in rows for op in row["unruled_ops"].split()})
     text = ["# The zoo: public architectures", "",
-            (f"`python -m benchmarks.zoo` on one thread of {_cpu()}, torch {torch.__version__}, one model at "
+            (f"`python -m benchmarks.zoo` on one thread of {processor()}, torch {torch.__version__}, one model at "
              "a time on a shared machine. Rows are kept from run to run (`--again` measures anew). "
              f"{explanation}"), "",
             f"- models built: {len(built)} of {len(rows)}; captured: {len(captured)}; "
@@ -321,16 +321,6 @@ def table(rows: list[dict[str, str]]) -> str:
 
 def _line_of(cells) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.split(":")[1].strip()
-        for line in (info.read_text().splitlines() if info.exists() else [])
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:
