@@ -37,7 +37,7 @@ RESULTS = HERE / "results"
 def sources() -> str:
     """A digest of all that the counts depend on."""
     files = sorted((HERE.parent / "fxrebasin").rglob("*.py"))
-    files = [f for f in files if f.parent.name not in ("demo",) and f.name not in ("show.py", "cli.py")]
+    files = [f for f in files if f.relative_to(HERE.parent / "fxrebasin").parts[0] not in ("demo", "show", "cli", "check")]
     files += sorted((HERE.parent / "tests").glob("*network*.py")) + [HERE.parent / "tests" / "fuzz_checks.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 

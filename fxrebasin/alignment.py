@@ -55,6 +55,11 @@ class Alignment:
         """The permuted state, all tensors new; keys, dtypes, devices and ties as given. Raises StateError if the
         state does not fit the spec."""
         self.spec.check(state)
+        moved = self.spec.unstacked(self._applied(self.spec.stacked(state)))
+        return {name: moved[name].to(tensor) for name, tensor in state.items()}
+
+    def _applied(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The permuted state, for a stacked one."""
         done: dict[tuple, torch.Tensor] = {}  # a tensor under two names stays one tensor
         result = {}
         for name, tensor in state.items():
@@ -87,7 +92,7 @@ class Alignment:
         """For each axis, the new and the old positions of the block's elements, as arrays that broadcast together."""
         places = [factor for axis in block for factor in axis.factors]
         grid = np.ogrid[tuple(slice(self.spec.sizes[factor]) for factor in places)] if places else []
-        old = self._sources(places, list(grid))
+        old = self.sources(places, list(grid))
         target, source, k = [], [], 0
         for axis in block:
             own = slice(k, k + len(axis.factors))
@@ -96,7 +101,7 @@ class Alignment:
             k = own.stop
         return target, source
 
-    def _sources(self, places: Sequence[str], grid: list[np.ndarray]) -> list[np.ndarray]:
+    def sources(self, places: Sequence[str], grid: list[np.ndarray]) -> list[np.ndarray]:
         """Where the elements at `grid`, an index for each of the factors `places`, come from."""
         old = list(grid)
         for name in dict.fromkeys(self.spec.group_of[f] for f in places if f in self.spec.group_of):
@@ -128,7 +133,7 @@ class Alignment:
     def _of_group(self, group: Group) -> tuple[list[np.ndarray], np.ndarray]:
         """Where the frame of a group comes from, and the permutation itself, over the frame and the group's elements."""
         grid = np.ogrid[tuple(slice(n) for n in self.spec.frame(group) + (group.size,))]
-        return self._sources(group.within, list(grid[:-1])), self.permutations[group.name]
+        return self.sources(group.within, list(grid[:-1])), self.permutations[group.name]
 
     def inverse(self) -> "Alignment":
         """The alignment that undoes this one."""

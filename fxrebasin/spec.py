@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -82,6 +82,9 @@ class Spec:
     passed    entries of the state dict outside the state (integer counters): left as they are
     outputs   with outputs="free": path -> shape and blocks of each output that moves with the network
     unruled   ops that the analysis has no rule for -> where, and what they pinned
+    stacks    stacked tensor -> the names along its axis 0. Parameters of submodules that are alike (a list of experts)
+              are treated as one tensor: groups, pinned, layouts and shapes speak of it, `names` of what it is made of.
+              Those names may be stacks themselves, which then stand further up.
     """
 
     groups: Mapping[str, Group]
@@ -95,9 +98,10 @@ class Spec:
     outputs: Mapping[str, tuple[tuple[int, ...], tuple[Block, ...]]] = field(default_factory=dict)
     unruled: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("groups", "pinned", "sizes", "reasons", "layouts", "shapes", "ties", "outputs", "unruled"):
+        for name in ("groups", "pinned", "sizes", "reasons", "layouts", "shapes", "ties", "outputs", "unruled", "stacks"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     # ------------------------------------------------------------------------------------------------ asking about it
@@ -142,9 +146,52 @@ class Spec:
         """Sizes of the factors that a group is within: the leading shape of its array of permutations."""
         return tuple(self.sizes[factor] for factor in group.within)
 
+    # ------------------------------------------------------------------------------------------------ stacked parameters
+
+    @cached_property
+    def names(self) -> Mapping[str, tuple[int, ...]]:
+        """Name in the state dict -> shape, aliases of tied tensors included: `shapes` with every stack taken apart."""
+        shapes = dict(self.shapes)
+        for stack, parts in reversed(self.stacks.items()):
+            shape = shapes.pop(stack)
+            shapes.update(dict.fromkeys(parts, shape[1:]))
+        return MappingProxyType(shapes | {alias: shapes[name] for alias, name in self.ties.items()})
+
+    def is_whole(self, tensor: str, axis: int) -> bool:
+        """Whether an axis of a stacked tensor runs over whole tensors of the state dict."""
+        return tensor in self.stacks and (axis == 0 or self.is_whole(self.stacks[tensor][0], axis - 1))
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Names of the state dict that are stacked in vain: no group moves them as wholes."""
+        moved = {site.tensor for group in self.groups.values() for site in group.sites if self.is_whole(site.tensor, site.axis)}
+        names = [name for name in self.layouts if name in self.stacks and name not in moved]
+        for name in names:  # grows
+            names.extend(self.stacks.get(name, ()))
+        return frozenset(names) - set(self.stacks)
+
+    def stacked(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A state dict with the tensors of each stack as one, in the widest of their dtypes; all others as they are."""
+        result = dict(state)
+        for stack, parts in self.stacks.items():
+            tensors = [result.pop(name) for name in parts]
+            wide = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+            result[stack] = torch.stack([tensor.detach().to(tensors[0].device, wide) for tensor in tensors])
+        for alias, name in self.ties.items():
+            if name not in result:
+                result.pop(alias, None)
+        return result
+
+    def unstacked(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `stacked` undoes: every tensor under its own name again, ties tied."""
+        result = dict(state)
+        for stack, parts in reversed(self.stacks.items()):
+            result.update(zip(parts, (tensor.clone() for tensor in result.pop(stack))))
+        return result | {alias: result[name] for alias, name in self.ties.items() if alias not in result}
+
     def check(self, state: Mapping[str, torch.Tensor], what: str = "the state") -> None:
         """Raises StateError unless `state` has exactly the tensors of this spec, of the right shapes, all finite."""
-        expected = set(self.shapes)
+        expected = set(self.names)
         missing = sorted(expected - set(state))
         extra = sorted(set(state) - expected - set(self.passed))
         for names, word, advice in ((missing, "lacks", "is it a checkpoint of this model?"),
@@ -152,7 +199,7 @@ class Spec:
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 raise StateError(f"{what} {word} {', '.join(map(repr, names[:3]))}{more}: {advice}")
-        for name, shape in self.shapes.items():
+        for name, shape in self.names.items():
             tensor = state[name]
             if not isinstance(tensor, torch.Tensor):
                 raise StateError(f"{what}: {name!r} is a {type(tensor).__name__}, not a tensor: give the model's state_dict()")
@@ -178,7 +225,7 @@ class Spec:
             "layouts": {name: _blocks_to_json(blocks) for name, blocks in self.layouts.items()},
             "shapes": self.shapes | {}, "ties": dict(self.ties), "passed": self.passed,
             "outputs": {path: [shape, _blocks_to_json(blocks)] for path, (shape, blocks) in self.outputs.items()},
-            "unruled": dict(self.unruled), "notes": self.notes,
+            "unruled": dict(self.unruled), "notes": self.notes, "stacks": dict(self.stacks),
         })
 
     @classmethod
@@ -196,7 +243,8 @@ class Spec:
                 {name: _blocks_from_json(blocks, data["shapes"][name]) for name, blocks in data["layouts"].items()},
                 {name: tuple(shape) for name, shape in data["shapes"].items()}, data["ties"], tuple(data["passed"]),
                 {path: (tuple(shape), _blocks_from_json(blocks, shape)) for path, (shape, blocks) in data["outputs"].items()},
-                data["unruled"], tuple(data["notes"]))
+                data["unruled"], tuple(data["notes"]),
+                {stack: tuple(parts) for stack, parts in data.get("stacks", {}).items()})  # absent in older files
             _validate(spec)
             return spec
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as error:
@@ -236,8 +284,9 @@ def _finite(tensor: torch.Tensor) -> bool:
 def _validate(spec: Spec) -> None:
     """A spec read from a file may be hostile: raises ValueError unless it is consistent, so that applying it is safe."""
     layouts = {name: (spec.shapes[name], blocks) for name, blocks in spec.layouts.items()} | dict(spec.outputs)
+    _validate_stacks(spec)
     if any(spec.ties.get(name, name) not in spec.layouts for name in spec.shapes) or any(
-            spec.shapes[alias] != spec.shapes[name] for alias, name in spec.ties.items()):
+            spec.shapes[alias] != spec.names[name] for alias, name in spec.ties.items() if alias in spec.shapes):
         raise ValueError("names, ties and layouts do not agree")
     for size in (*spec.sizes.values(), *(n for shape in spec.shapes.values() for n in shape)):
         if type(size) is not int or size < 0:
@@ -258,6 +307,19 @@ def _validate(spec: Spec) -> None:
                 apart = group.within + (group.members if len(group.members) > 1 else ())
                 if any(places.count(factor) != 1 for factor in apart) or set(group.within) & set(group.members):
                     raise ValueError(f"group {group.name!r} is within a factor that is not beside it")
+
+
+def _validate_stacks(spec: Spec) -> None:
+    """Every stack must be made of names that occur nowhere else, as many as its axis 0 is long."""
+    left = dict(spec.shapes)
+    for stack, parts in reversed(spec.stacks.items()):
+        shape = left.pop(stack)
+        if not shape or len(parts) != shape[0] or not all(isinstance(name, str) for name in parts) or (
+                stack in spec.ties or len(set(parts)) != len(parts) or any(name in left or name in spec.ties for name in parts)):
+            raise ValueError(f"the stack {stack!r} does not fit its tensor")
+        left.update(dict.fromkeys(parts, shape[1:]))
+    if set(left) & set(spec.passed) or any(name not in left or name in spec.ties for name in spec.ties.values()):
+        raise ValueError("names, ties and stacks do not agree")
 
 
 def _validate_layout(spec: Spec, name: str, shape: tuple[int, ...], blocks: tuple[Block, ...]) -> None:

@@ -44,7 +44,7 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
         spec.check(state, what)
     if not torch.isfinite(torch.tensor(float(alpha))):
         raise StateError(f"alpha is {alpha}: give a finite number")
-    carried = alignment.apply(task_vector({name: base[name] for name in spec.shapes}, finetuned))
+    carried = alignment.apply(task_vector({name: base[name] for name in spec.names}, finetuned))
     done: dict[tuple, torch.Tensor] = {}
     result = {}
     for name, tensor in target.items():

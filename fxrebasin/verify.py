@@ -121,9 +121,10 @@ def find_equivalence(spec: Spec, a: Mapping[str, torch.Tensor], b: Mapping[str, 
     """
     spec.check(a, "the first state")
     spec.check(b, "the second state")
-    if any(not torch.equal(torch.sort(a[n].detach().flatten()).values, torch.sort(b[n].detach().to(a[n]).flatten()).values)
-           for n in spec.shapes):
+    one, other = spec.stacked(a), spec.stacked(b)
+    if any(not torch.equal(torch.sort(one[n].detach().flatten()).values, torch.sort(other[n].detach().to(one[n]).flatten()).values)
+           for n in spec.layouts):
         return None
     alignment = match(spec, a, b, effort="best")
     moved = alignment.apply(a)
-    return alignment if all(torch.equal(moved[name], b[name].to(moved[name])) for name in spec.shapes) else None
+    return alignment if all(torch.equal(moved[name], b[name].to(moved[name])) for name in spec.names) else None

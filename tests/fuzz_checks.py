@@ -98,7 +98,11 @@ def shaky(network: Network, state, inputs, before) -> bool:
 
 
 def sizes(spec: fxr.Spec) -> Counter:
-    return Counter((group.size, group.copies) for group in spec.groups.values())
+    """How many independent permutations of each size there are."""
+    copies = Counter()
+    for group in spec.groups.values():
+        copies[group.size] += group.copies
+    return copies
 
 
 def examine(network: Network, capture: Callable[..., Program] = traced,
@@ -184,7 +188,7 @@ def _invariance(network: Network, capture, found: Examined) -> None:
                 found.failures["invariance"] += "; with batch 2 as well as here"
             return
         gained, lost = sizes(spec) - sizes(found.spec), sizes(found.spec) - sizes(spec)
-        found.failures["invariance"] = (f"{dict(lost)} (size, copies) become {dict(gained)} when the network is "
+        found.failures["invariance"] = (f"{dict(lost)} (copies of each size) become {dict(gained)} when the network is "
                                         "reordered and renamed" + " and the batch is 3" * (batch == 3))
 
 

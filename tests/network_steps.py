@@ -103,6 +103,10 @@ OPS: dict[str, Callable] = {
     "diagonal": lambda x: x.diagonal(0, -2, -1), "unfold": lambda x, d, n, s: x.unfold(d, n, s),
     "slice_write": lambda x, y, d, a: x.slice_scatter(y, d, a, a + y.shape[d]), "lerp": torch.lerp,
     "weight_norm": lambda v, g: torch._weight_norm(v, g, 0),
+    "topk_index": lambda x, k, d: x.topk(k, d)[1], "argmax": lambda x, d, keep: x.argmax(d, keep),
+    "next_place": lambda i, n: (i + 1) % n, "look_up": lambda w, i: w[i], "gather": lambda x, i: x.gather(-1, i),
+    "one_hot": lambda i, n: F.one_hot(i, n).double(), "where_equal": lambda i, n: (i.unsqueeze(-1) == n).double(),
+    "scatter": lambda i, x, n: x.new_zeros(*x.shape[:-1], n).scatter(-1, i, x),
     "trace_outer": lambda x: x.unsqueeze(-1) * x.unsqueeze(-2),
 }
 

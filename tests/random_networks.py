@@ -16,12 +16,13 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# These four register moves, and the order of moves is part of what a seed means.
+# These five register moves, and the order of moves is part of what a seed means.
 # isort: off
 import network_layers  # noqa: F401
 import network_views  # noqa: F401
 import network_mixing  # noqa: F401
 import network_attention  # noqa: F401
+import network_choosing  # noqa: F401
 # isort: on
 import torch
 from hypothesis import strategies as st

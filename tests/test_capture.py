@@ -245,6 +245,14 @@ def test_dataclass_namedtuple_and_object_outputs():
           outputs=lambda r: {"cache.0": r["cache"].layers[0], "cache.1": r["cache"].layers[1]})
 
 
+def test_outputs_whose_paths_are_alike_are_all_there():
+    module = Returning(lambda y: {"a.b": y, "a": {"b": y + 1}, "decision": [y + 2]})
+    program = capture(module, torch.randn(2, 4))
+    assert [output.path for output in program.outputs] == ["a.b", "a.b", "decision.0"]
+    assert len({output.node for output in program.outputs}) == 3
+    assert not any(output.decision for output in program.outputs)
+
+
 class Constants(nn.Module):
     def __init__(self):
         super().__init__()
@@ -346,12 +354,37 @@ def off():
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("modes, front_end", [([off], "export"), ([torch.no_grad, off], "export"),
-                                              ([torch.enable_grad], "recorded")])  # which export fails on
-def test_gradient_modes_and_autocast_leave_no_region_behind(modes, front_end, device):
+@pytest.mark.parametrize("modes", [[off], [torch.no_grad, off], [torch.enable_grad], [torch.enable_grad, off],
+                                   [torch.no_grad, torch.enable_grad], [torch.inference_mode]])
+def test_gradient_modes_and_autocast_leave_no_region_behind(modes, device):
     with torch.device(device):
         program = capture(Modes(*modes), torch.randn(2, 5, device="cpu"))
-    assert program.front_end == front_end and ops(program) == {"aten.linear.default"}
+    assert program.front_end == "export" and ops(program) == {"aten.linear.default"} and program.notes == ()
+    assert torch.is_grad_enabled()
+
+
+class Slope(nn.Module):
+    """Returns W^T v: the rows of W are not free, though all that a trace sees of the way back is constant."""
+
+    def __init__(self, branch: bool):
+        super().__init__()
+        self.fc, self.branch = nn.Linear(5, 6), branch
+
+    def forward(self, x):
+        if self.branch and x.sum() > 1e9:
+            return x
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = self.fc(x)
+            slope, = torch.autograd.grad(y, x, torch.arange(6.0).expand(y.shape), retain_graph=True)
+        return slope + 0 * F.relu(y).sum()
+
+
+@pytest.mark.parametrize("branch", [False, True])
+def test_a_module_that_differentiates_is_refused(branch):
+    words = r"Slope cannot be captured at test_capture.py:\d+ \(slope, = .*: forward computes gradients"
+    with pytest.raises(CaptureError, match=words):
+        capture(Slope(branch), torch.randn(2, 5))
 
 
 class Branch(nn.Module):
@@ -380,6 +413,21 @@ def test_a_branch_on_values_is_recorded():
     shapes = {tuple(output.node.meta["val"].shape) for output in decisions}
     assert shapes == {(), (6,)}  # those of the input alone are left out
     assert "test_capture.py" in program.where(decisions[0].node)
+
+
+class Unexportable(MLP):
+    def forward(self, x):
+        if torch.compiler.is_exporting():
+            raise RuntimeError("not for export")
+        return super().forward(x)
+
+
+def test_a_record_without_a_branch_says_so():
+    program = check(Unexportable(), torch.randn(2, 5), front_end="recorded")
+    note, = program.notes
+    assert "not for export" in note and note.endswith("no branch depends on values, so nothing was left out")
+    assert not any(output.decision for output in program.outputs)
+    assert "only the branch that the example inputs take" in capture(Branch(), torch.randn(2, 4)).notes[0]
 
 
 def test_a_hopeless_module_says_where_and_what_to_do():

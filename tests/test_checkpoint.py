@@ -346,7 +346,7 @@ def test_places_that_cannot_be_written(tmp_path):
 )
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "folder"])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, name, failure):
-    import fxrebasin.checkpoint as checkpoint
+    from fxrebasin.checkpoint import file
 
     sharded(tmp_path / "in", "torch" if name == "x.pt" else "safetensors")
     if name != "folder":
@@ -357,7 +357,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         path.write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr(checkpoint, "save_file", failing)
+    monkeypatch.setattr(file, "save_file", failing)
     monkeypatch.setattr(torch, "save", failing)
     with pytest.raises((CheckpointError, KeyboardInterrupt, RuntimeError)):
         save_state({"a": torch.ones(2)}, tmp_path / name, like=tmp_path / "in")

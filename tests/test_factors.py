@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fxrebasin.check import read
 from fxrebasin.factors import Atom, Factors, Segment, Value, natural
-from fxrebasin.rules.check import read
 
 
 def letters(value) -> list[str]:

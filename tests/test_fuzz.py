@@ -76,6 +76,25 @@ ONCE = {
     "product of two": (
         Network([_FEATURES, _weight(6, 2), _weight(2, 3), Step("matmul", (1, 2)), Step("linear", (0, 3)),
                  Step("relu", (4,)), _weight(3, 6), Step("linear", (5, 6))], [7]), factorial(6) * factorial(2)),
+    # a factor of an axis that stands for a part of the positions, which other tensors have without naming it
+    "tokens in pairs": (
+        Network([Step("input", (), (0, "ids", (6,))), _weight(7, 12), Step("embedding", (0, 1)),
+                 Step("topk_index", (2,), (2, -1)), Step("gather", (2, 3)), _weight(12, 6), Step("look_up", (5, 3)),
+                 Step("einsum", (4, 6), ("...c,...cn->...n",)), Step("reshape", (7,), (-1, 3, 12)),
+                 Step("linear", (8, 1))], [9]), 720),
+    # scores that are equal by construction: their order decides
+    "copies ranked": (
+        Network([_FEATURES, _weight(8, 3), Step("linear", (0, 1)), Step("circular_pad", (2,), (1,)),
+                 Step("topk_index", (3,), (2, -1)), _weight(10, 4), Step("look_up", (5, 4))], [6]), 1),
+    "a constant among the scores": (
+        Network([_FEATURES, _weight(6, 3), Step("linear", (0, 1)), _weight(6, 6), Step("linear", (2, 3)), _weight(1),
+                 Step("where_positive", (2, 4, 5)), Step("topk_index", (6,), (2, -1)), _weight(6, 4),
+                 Step("look_up", (8, 7))], [9]), 1),
+    # equal numbers at two positions: a view of them must not tell them apart for others
+    "expanded, used and viewed": (
+        Network([Step("input", (), (0, "numbers", (3,))), _weight(4, 3), Step("linear", (0, 1)),
+                 Step("unsqueeze", (2,), (1,)), Step("expand", (3,), (-1, 2, -1)), Step("flatten", (4,), (1,)),
+                 _weight(3, 8), Step("linear", (5, 6)), _weight(3, 4), Step("linear", (4, 8))], [7, 9]), 384),
 }
 
 

@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 import pytest
 
+from fxrebasin.check import Case, Claim, alignment_of, check, resolve
 from fxrebasin.rules import RULES, rearrangement, rule
-from fxrebasin.rules.check import Case, Claim, alignment_of, check, resolve
 
 
 @cache
@@ -31,11 +31,12 @@ def test_the_op_honours_its_rule(op):
 def test_reasons_for_missing_freedoms_are_needed():
     """A reason is kept only while at least one op of those that share it misses something."""
     stated = {rule.missing for rule in RULES.values() if rule.missing}
-    used = {RULES[op].missing for op in RULES if RULES[op].missing and any(f.kind == "missing" for f in findings(op))}
+    used = {RULES[op].missing for op in RULES
+            if RULES[op].missing and any(f.kind == "missing" for f in findings(op))}
     assert stated == used
 
 
-# ------------------------------------------------------------------------------------------------- rules that are wrong
+# ---- rules that are wrong ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -67,10 +68,12 @@ WRONG = {
         lambda call: call.relate("n c *s, c, c, c, v -> n c *s") + [call.fresh((0,))] * 2),
     "relu makes everything equal": ("relu.default", lambda call: call.factors.constant(call.shapes[0])),
     "flip moves nothing": ("flip.default", lambda call: call.args["self"]),
-    "cat turns its arguments round": ("cat.default", lambda call: call.factors.concatenate(call.tensors()[::-1], 1)),
+    "cat turns its arguments round": (
+        "cat.default", lambda call: call.factors.concatenate(call.tensors()[::-1], 1)),
     "select takes another": ("select.int", lambda call: call.factors.reshape(
         call.factors.take(call.args["self"], 1, np.array([0])), call.shapes[0])),
-    "transpose does not": ("transpose.int", lambda call: call.factors.reshape(call.args["self"], call.shapes[0])),
+    "transpose does not": (
+        "transpose.int", lambda call: call.factors.reshape(call.args["self"], call.shapes[0])),
     "max.dim frees what its index counts": ("max.dim", lambda call: call.relate("a b c -> a c, a c")),
     "scatter frees where it writes": ("scatter.value", lambda call: call.relate("a b, a q -> a b")),
 }
@@ -87,12 +90,14 @@ TIMID = {
     "relu pins one dimension": ("relu.default", "*b d! -> *b d", lambda T: (T(2, 3, 4),)),
     "relu is one for all rows": ("relu.default", "*b d -> *b d, d", lambda T: (T(2, 3),)),
     "linear pins what it sums over": ("linear.default", "*b i!, o i, o -> *b o", None),
-    "attention ties values to keys": ("scaled_dot_product_attention.default", "*b l d, *b s d, *b s d -> *b l d, *b l s, *b l",
+    "attention ties values to keys": ("scaled_dot_product_attention.default",
+                                      "*b l d, *b s d, *b s d -> *b l d, *b l s, *b l",
                                       lambda T: (T(2, 4, 5), T(2, 3, 5), T(2, 3, 5))),
     "attention forgets its heads": ("scaled_dot_product_attention.default",
                                     "b h l d, b h s d, b h s e -> b h l e, b h l s, b h l, b d",
                                     lambda T: (T(2, 3, 4, 5), T(2, 3, 6, 5), T(2, 3, 6, 7))),
-    "group_norm pins its groups": ("group_norm.default", "n (g! c) *s, (g c), (g c) -> n (g c) *s, n g", None),
+    "group_norm pins its groups": (
+        "group_norm.default", "n (g! c) *s, (g c), (g c) -> n (g c) *s, n g", None),
     "glu pins": ("glu.default", lambda call: call.pin(call.args["self"]) or call.fresh(call.shapes[0]),
                  lambda T: (T(2, 6), 1)),
     "unbind pins": ("unbind.int", lambda call: [call.relate("a! b! c! -> a c")[0]] * 3, None),
@@ -107,7 +112,8 @@ def test_a_missing_freedom_is_found(claim, what):
 
 def test_a_rule_that_does_not_fit_is_broken(claim):
     assert claim("aten.mm.default", "n k, k m -> n m q") == {"broken"}
-    assert claim("aten.bmm.default", "b n k, b k m -> b n m", lambda T: (T(2, 3, 4), T(2, 5, 4))) == {"broken"}
+    rule_of_bmm = "aten.bmm.default", "b n k, b k m -> b n m"
+    assert claim(*rule_of_bmm, lambda T: (T(2, 3, 4), T(2, 5, 4))) == {"broken"}
 
 
 def test_an_op_that_does_not_exist_is_an_error():
@@ -115,7 +121,7 @@ def test_an_op_that_does_not_exist_is_an_error():
         resolve("aten.no_such_op.default")
 
 
-# -------------------------------------------------------------------------------------------------------- its own parts
+# ---- its own parts -----------------------------------------------------------------------------------------
 
 
 def test_the_claim_of_linear_is_the_whole_group():
@@ -124,7 +130,7 @@ def test_the_claim_of_linear_is_the_whole_group():
 
 
 def test_an_alignment_is_recovered_from_the_labels_it_moves():
-    """Heads and units of values, and of queries and keys, from what they do to labels; not what lies outside."""
+    """Heads and units of values, and of queries and keys, from what they do to labels; nothing else."""
     case = Case("aten.scaled_dot_product_attention.default", lambda T: (T(3, 4, 5), T(3, 6, 5), T(3, 6, 2)))
     spec = Claim(case, RULES[case.op]).spec
     labels = {name: np.arange(t.numel()).reshape(t.shape) for name, t in case.tensors.items()}

@@ -4,6 +4,7 @@ import math
 import re
 
 import networkx
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import nn
 
 import fxrebasin as fxr
 from fxrebasin.show import reasons, rows, table, to_mermaid
+from fxrebasin.spec import Axis
 
 
 class Block(nn.Module):
@@ -43,8 +45,6 @@ def spec():
 def hostile_spec():
     evil = '<script>alert("x")</script>\\"]; \x1b[31m {{ 7*7 }} [bold]\n'
     group = fxr.Group(evil, 2, 1, (), (evil,), (fxr.Site(evil, 0, 0),))
-    from fxrebasin.spec import Axis
-    import numpy as np
     layout = ((Axis(np.arange(2), (evil,)), Axis(np.arange(3), ("p",))),)
     return fxr.Spec(
         {evil: group},

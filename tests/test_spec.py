@@ -151,12 +151,12 @@ def edited(*path, value=None, remove=False) -> str:
     return json.dumps(data)
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(fxr.Spec)])
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(fxr.Spec) if f.name != "stacks"])
 def test_missing_fields_are_refused(field):
     refused(edited(field, remove=True))
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(fxr.Spec)])
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(fxr.Spec) if f.name != "stacks"])
 @pytest.mark.parametrize("value", [None, 3, "x"])
 def test_fields_of_another_kind_are_refused(field, value):
     if value == "x" and field in ("passed", "notes"):

@@ -4,7 +4,8 @@ NETWORKS maps a name to a factory: factory() -> (module in float64 and eval mode
 small and, where the architecture allows it, pairwise distinct, so that no two axes agree by accident.
 
 ORDERS maps each name to the order of its symmetry group, derived by hand: the comment beside it says from
-what. AXES holds, for the few networks where the two differ, the order of the part that permutes whole axes.
+what. AXES holds, for the few networks where the two differ, the order of the part that permutes whole axes;
+WHOLE, where whole tensors may change places too, the order with that.
 In the formulas n! is written F(n).
 """
 
@@ -23,6 +24,7 @@ Factory = Callable[[], tuple[nn.Module, tuple]]
 NETWORKS: dict[str, Factory] = {}
 ORDERS: dict[str, int] = {}
 AXES: dict[str, int] = {}
+WHOLE: dict[str, int] = {}
 
 
 class Parts(nn.Module):
@@ -46,7 +48,7 @@ class Parts(nn.Module):
         return self._forward(self, first) if second is None else self._forward(self, first, second)
 
 
-def network(order: int, axes: int | None = None) -> Callable[[Callable], Callable]:
+def network(order: int, axes: int | None = None, whole: int | None = None) -> Callable[[Callable], Callable]:
     """Registers a factory under its function's name; its state gets values that depend on the name alone."""
 
     def register(build: Callable) -> Callable:
@@ -67,6 +69,8 @@ def network(order: int, axes: int | None = None) -> Callable[[Callable], Callabl
         ORDERS[build.__name__] = order
         if axes is not None:
             AXES[build.__name__] = axes
+        if whole is not None:
+            WHOLE[build.__name__] = whole
         return build
     return register
 
@@ -1582,3 +1586,95 @@ def in_place():
         g[:, 4:] = torch.tanh(m.c(x))
         return m.b(g)
     return Parts(forward, a=nn.Linear(2, 4), c=nn.Linear(2, 3), b=nn.Linear(7, 5)), (x(2, 2),)
+
+
+# == submodules that are alike: whole parameters change places ================================================
+
+
+class Expert(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.up(x)))
+
+
+def several(number: int, build: Callable[[], nn.Module]) -> nn.ModuleList:
+    return nn.ModuleList(build() for _ in range(number))
+
+
+@network(F(2) ** 3, whole=F(3) * F(2) ** 3)  # experts with their router's rows, hidden units of each
+def list_of_experts():
+    def forward(m, x):
+        weights = torch.softmax(m.router(x), -1)
+        return torch.stack([weights[:, e:e + 1] * expert(x) for e, expert in enumerate(m.experts)]).sum(0)
+    return Parts(forward, router=nn.Linear(4, 3), experts=several(3, lambda: Expert(4, 2))), (x(2, 4),)
+
+
+@network(F(3) ** 2, whole=F(2) * F(3) ** 2)  # a loop that adds up
+def loop_over_experts():
+    def forward(m, x):
+        weights, total = torch.sigmoid(m.router(x)), 0
+        for e, expert in enumerate(m.experts):
+            total = total + weights[:, e, None] * expert(x)
+        return x + total
+    return Parts(forward, router=nn.Linear(4, 2), experts=several(2, lambda: Expert(4, 3))), (x(2, 4),)
+
+
+@network((F(2) ** 2) ** 3, whole=F(3) * (F(2) ** 2) ** 3)  # heads; query/key units and value units of each
+def list_of_heads():
+    def forward(m, x):
+        heads = [torch.softmax(h[0](x) @ h[1](x).transpose(1, 2), -1) @ h[2](x) for h in m.heads]
+        return m.out(torch.cat(heads, -1))
+    return Parts(forward, heads=several(3, lambda: several(3, lambda: nn.Linear(3, 2))), out=nn.Linear(6, 3)), (x(1, 2, 3),)
+
+
+@network(F(3) ** 2, whole=F(2) * F(3) ** 2)  # convolutions with statistics of their own, averaged
+def parallel_branches():
+    def forward(m, x):
+        return torch.stack([branch(x) for branch in m.branches]).mean(0)
+    return Parts(forward, branches=several(2, lambda: nn.Sequential(
+        nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.ReLU(), nn.Conv1d(3, 2, 2)))), (x(2, 2, 3),)
+
+
+@network((F(2) ** 2) ** 2, whole=F(2) * (F(2) * F(2) ** 2) ** 2)  # mixtures, experts in each, units in each
+def mixture_of_mixtures():
+    def forward(m, x):
+        parts = []
+        for mixture in m.mixtures:
+            weights = torch.softmax(mixture[0](x), -1)
+            parts.append(torch.tanh(sum(weights[:, e, None] * mixture[1 + e](x) for e in range(2))))
+        return torch.stack(parts).sum(0)
+    return Parts(forward, mixtures=several(2, lambda: nn.ModuleList(
+        [nn.Linear(3, 2), Expert(3, 2), Expert(3, 2)]))), (x(2, 3),)
+
+
+@network(F(4), whole=F(3) * F(4))  # the units of all experts meet in one matrix
+def experts_that_share_a_matrix():
+    def forward(m, x):
+        weights = torch.softmax(m.router(x), -1)
+        return torch.stack([weights[:, e:e + 1] * m.down(torch.tanh(up(x))) for e, up in enumerate(m.ups)]).sum(0)
+    return Parts(forward, router=nn.Linear(2, 3), ups=several(3, lambda: nn.Linear(2, 4)), down=nn.Linear(4, 2)), (x(2, 2),)
+
+
+@network(F(2) ** 3, whole=F(2) * F(2) ** 3)  # the first expert is used elsewhere too
+def expert_used_alone():
+    def forward(m, x):
+        together = torch.stack([expert(x) for expert in m.experts]).sum(0)
+        return together, m.experts[0](x)
+    return Parts(forward, experts=several(3, lambda: Expert(3, 2))), (x(2, 3),)
+
+
+@network(F(2) ** 3)  # results side by side, in an order that counts
+def experts_side_by_side():
+    def forward(m, x):
+        return torch.cat([expert(x) for expert in m.experts], -1)
+    return Parts(forward, experts=several(3, lambda: Expert(3, 2))), (x(2, 3),)
+
+
+@network(F(2) ** 3)  # a factor that is another for each
+def experts_told_apart():
+    def forward(m, x):
+        return torch.stack([(1 + e) * expert(x) for e, expert in enumerate(m.experts)]).sum(0)
+    return Parts(forward, experts=several(3, lambda: Expert(3, 2))), (x(2, 3),)

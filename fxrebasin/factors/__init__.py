@@ -23,10 +23,14 @@ ask nothing of what is related to them.
 When an atom is cut into pieces, whatever depends on it is cut apart with it (the heads of q, k and v in an axis that is
 3 x heads x units); if a tensor later holds such parts together, relating them makes them one again.
 
+What an index chooses (the weights of one expert for each token) no longer has the axis it was chosen from, but holds
+it: at each place, one element of it. Such a *choice* counts as presence as long as the dimensions of the index are
+there, and an index itself remembers the axis into which its numbers point.
+
 There is no ATen and no torch in this package. Read it in the order `values`, `knowledge`, `unify`, `relate`, `rearrange`.
 """
 
 from .rearrange import Factors
-from .values import Atom, Block, Segment, Value, natural
+from .values import Atom, Block, Choice, Segment, Value, natural
 
-__all__ = ["Atom", "Block", "Factors", "Segment", "Value", "natural"]
+__all__ = ["Atom", "Block", "Choice", "Factors", "Segment", "Value", "natural"]

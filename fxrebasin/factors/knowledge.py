@@ -8,7 +8,7 @@ from typing import Iterable, Sequence
 
 import numpy as np
 
-from .values import Atom, Block, Segment, Value, coalesce, natural
+from .values import Atom, Block, Choice, Segment, Value, coalesce, natural
 
 MOST_BLOCKS = 1000  # a value in more pieces is given up: pinned
 
@@ -38,8 +38,8 @@ class Knowledge:
             return Segment.plain(natural((size,)), pinned)
         return Segment(natural((size,)), [Atom(size)])
 
-    def build(self, shape: Sequence[int], blocks: Iterable[Sequence[Segment]]) -> Value:
-        value = Value(shape)
+    def build(self, shape: Sequence[int], blocks: Iterable[Sequence[Segment]], chosen: Iterable[Choice] = ()) -> Value:
+        value = Value(shape, chosen)
         boxes = [list(segments) for segments in blocks if all(segment.positions.size for segment in segments)]
         if len(boxes) > MOST_BLOCKS:
             self.pin((atom for box in boxes for segment in box for atom in segment.atoms), "too fragmented to follow")
@@ -107,7 +107,7 @@ class Knowledge:
             return [{} for _ in range(count)]
         neighbours = {x for block in atom.blocks for x in block.atoms()} - {atom}
         dependent = [x for x in neighbours if not x.pinned and x.blocks <= atom.blocks
-                     and all(block.atoms().count(atom) == 1 for block in x.blocks)]
+                     and all(block.count(atom) == 1 for block in x.blocks)]
         return [{x: Atom(x.size) for x in dependent} for _ in range(count)]
 
     def _replace(self, block: Block, atom: Atom, pieces, instances) -> None:

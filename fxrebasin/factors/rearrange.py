@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 
 from .relate import Relating
-from .values import Atom, Block, Segment, Value, natural
+from .values import Atom, Block, Choice, Segment, Value, natural
 
 
 class Factors(Relating):
@@ -19,7 +19,8 @@ class Factors(Relating):
         """Dimensions in a new order; None makes a new one of size 1; dimensions of size 1 may be left out."""
         one = Segment(natural(()))
         return self.build([1 if d is None else value.shape[d] for d in dims],
-                          [[one if d is None else block.segments[d] for d in dims] for block in value.blocks])
+                          [[one if d is None else block.segments[d] for d in dims] for block in value.blocks],
+                          _still_chosen(value, {d: k for k, d in enumerate(dims) if d is not None}))
 
     def expand(self, value: Value, shape: Sequence[int]) -> Value:
         """Broadcasts: new leading dimensions, and dimensions of size 1, hold the same numbers at every position."""
@@ -28,7 +29,8 @@ class Factors(Relating):
             if d >= lead and value.shape[d - lead] == shape[d]:
                 return block.segments[d - lead]
             return Segment.plain(natural((shape[d],)))
-        return self.build(shape, [[segment(block, d) for d in range(len(shape))] for block in value.blocks])
+        return self.build(shape, [[segment(block, d) for d in range(len(shape))] for block in value.blocks],
+                          _still_chosen(value, {d: d + lead for d in range(len(value.shape))}))
 
     def take(self, value: Value, dim: int, index: np.ndarray) -> Value:
         """index_select with a constant index; an index may come more than once. Where index is -1 the result holds a
@@ -59,7 +61,7 @@ class Factors(Relating):
         if hole.size:
             rest = self.constant(shape).blocks[0].segments
             blocks.append(rest[:dim] + [Segment.plain(hole)] + rest[dim + 1:])
-        return self.build(shape, blocks)
+        return self.build(shape, blocks, _still_chosen(value, {d: d for d in range(len(shape)) if d != dim}))
 
     def concatenate(self, values: Sequence[Value], dim: int) -> Value:
         shape = list(values[0].shape)
@@ -78,11 +80,20 @@ class Factors(Relating):
         if 0 in shape:
             return self.build(shape, [])
         runs = _runs(value.shape, tuple(shape))
+        value = self.build(value.shape, [block.segments for block in value.blocks], value.chosen)  # its own to change
         while True:
             changes = self.changes
             blocks = self._reshape_blocks(value, shape, runs, why)
             if changes == self.changes:
-                return self.build(shape, blocks)
+                if sum(math.prod(s.positions.size for s in block) for block in blocks) != math.prod(shape):
+                    return self._given_up(value, shape, why)  # a part of the value is no box in the new shape
+                return self.build(shape, blocks, _still_chosen(value, _kept(value.shape, shape, runs)))
+
+    def _given_up(self, value: Value, shape: Sequence[int], why: str) -> Value:
+        reason = f"parts of {'x'.join(map(str, value.shape))} do not align with a view as {'x'.join(map(str, shape))} at {why}"
+        for block in value.blocks:
+            self.pin(block.atoms(), reason)
+        return self.value(shape, reason)
 
     def _reshape_blocks(self, value: Value, shape: Sequence[int], runs, why: str) -> list[list[Segment]] | None:
         blocks = []
@@ -148,6 +159,26 @@ class Factors(Relating):
             return False
         self.cut(atoms, np.array([names[fibre] for fibre in fibres])[rank.reshape(lead.shape)])
         return True
+
+
+def _still_chosen(value: Value, places: Mapping[int, int]) -> list[Choice]:
+    """The choices behind a value after its dimensions went to new places; those of an index that lost one are gone."""
+    moved = []
+    for choice in value.chosen:
+        along = [d for d in choice.dims if d is not None and value.shape[d] > 1]
+        if all(d in places for d in along):
+            moved.append(Choice(choice.index, tuple(places[d] if d in along else None for d in choice.dims)))
+    return moved
+
+
+def _kept(old: Sequence[int], new: Sequence[int], runs) -> dict[int, int]:
+    """The dimensions that a reshape leaves as they are, and where they go."""
+    places = {}
+    for ins, outs in runs:
+        ins, outs = ([d for d in dims if shape[d] > 1] for dims, shape in ((ins, old), (outs, new)))
+        if len(ins) == len(outs) == 1:
+            places[ins[0]] = outs[0]
+    return places
 
 
 def _opaque_again(segment: Segment) -> Segment:

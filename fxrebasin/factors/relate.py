@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from typing import Sequence
+import math
+from typing import Iterator, Sequence
 
 import numpy as np
 
 from .unify import Unifying
-from .values import Block, Segment, Value
+from .values import Block, Choice, Segment, Value, natural
+
+MOST_CELLS = 200  # operands whose pieces overlap in more ways than this are looked at more coarsely
 
 
 class Relating(Unifying):
@@ -26,6 +29,9 @@ class Relating(Unifying):
         goes with one of them in the first operand and with the other in the second, so that it depends on neither.
         """
         letters = list(dict.fromkeys(letter for _, own in operands for letter in own if letter))
+        if math.prod(len(value.blocks) for value, _ in operands) > MOST_CELLS:
+            if len(_LetterMasks(operands).overlaps(operands)) > MOST_CELLS:
+                operands = [(self._coarse(value), own) for value, own in operands]
         asked = len(outputs)
         outputs = [*outputs, letters] if len(operands) > 1 and not any(set(letters) <= set(o) for o in outputs) else outputs
         while True:
@@ -33,7 +39,21 @@ class Relating(Unifying):
             cells = [{}] if all(len(v.blocks) == 1 for v, _ in operands) else self._cells(operands, outputs)
             results = None if cells is None else self._merge_cells(operands, outputs, cells, why, asked)
             if changes == self.changes and results is not None:
-                return [self.build(shape, blocks) for shape, blocks in results][:asked]
+                return [self.build(shape, blocks, _chosen(operands, letters))
+                        for (shape, blocks), letters in zip(results, outputs)][:asked]
+
+    def _coarse(self, value: Value) -> Value:
+        """The same value in one piece; the dimensions along which the pieces lie are pinned. (A table of relative
+        positions, shifted from row to row, is in as many pieces as it has rows, and the sum of two in the square of that.)"""
+        whole = []
+        for d, size in enumerate(value.shape):
+            segments = [block.segments[d] for block in value.blocks]
+            kinds = {(s.atoms, s.positions.tobytes()) if s.atoms else s.reason for s in segments}
+            if any(s.positions.size < size for s in segments) or len(kinds - {None}) > 1:
+                self.pin((atom for s in segments for atom in s.atoms), "too fragmented to follow")
+                segments = [Segment.plain(natural((size,)), "too fragmented to follow")]
+            whole.append(next((s for s in segments if s.atoms or s.reason), segments[0]))
+        return self.build(value.shape, [whole], value.chosen)
 
     def _cells(self, operands, outputs) -> list[dict[str, int]] | None:
         """The common refinement of all operands' blocks in the space of all letters, as boxes {letter: set of classes,
@@ -130,6 +150,15 @@ class Relating(Unifying):
         return named[0]
 
 
+def _chosen(operands, output: Sequence[str]) -> Iterator[Choice]:
+    """The choices behind operands that are still told apart in an output: it has all dimensions of the index."""
+    for value, letters in operands:
+        for choice in value.chosen:
+            along = [None if d is None else letters[d] for d in choice.dims]
+            if all(letter is None or letter in output for letter in along):
+                yield Choice(choice.index, tuple(None if letter is None else list(output).index(letter) for letter in along))
+
+
 def _project(cell: dict, letters: Sequence[str | None]) -> tuple:
     return tuple((letter, cell[letter]) for letter in sorted({x for x in letters if x}) if letter in cell)
 
@@ -169,12 +198,17 @@ class _LetterMasks:
                 box[letter] = box.get(letter, -1) & self.masks[letter, segment.key]
         return box
 
-    def refine(self, operands, outputs) -> list[dict[str, int]]:
+    def overlaps(self, operands) -> list[dict[str, int]]:
+        """The boxes in which blocks of all operands meet."""
         cells: list[dict[str, int]] = [{}]
         for value, letters in operands:
             boxes = [self.box(block, letters) for block in value.blocks]
             cells = [merged for cell in cells for box in boxes
                      if all((merged := {**cell, **{x: cell.get(x, -1) & m for x, m in box.items()}}).values())]
+        return cells
+
+    def refine(self, operands, outputs) -> list[dict[str, int]]:
+        cells = self.overlaps(operands)
         tensors = [letters for _, letters in operands] + list(outputs)
         while (clash := self._clash(cells, tensors)) is not None:
             letter, mask = clash

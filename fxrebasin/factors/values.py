@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Iterable, Sequence
+from typing import Iterable, NamedTuple, Sequence
 
 import numpy as np
 
@@ -19,8 +19,9 @@ def natural(shape: tuple[int, ...]) -> np.ndarray:
 
 class Atom:
     """An index set of `size` elements. `pinned` is the reason why it must stay as it is, or None. A `loose` atom stands
-    in for an opaque dimension while it is reshaped. `turning`: the graph itself moves its elements among each other, so
-    that nothing may depend on which one it is."""
+    in for an opaque dimension while it is reshaped. `turning`: nothing may depend on which of its elements it is, because
+    the graph itself moves them among each other, or because it stood in for an opaque dimension, which other values
+    have without holding the atom."""
 
     __slots__ = ("size", "pinned", "loose", "turning", "blocks")
 
@@ -28,7 +29,7 @@ class Atom:
         self.size = size
         self.pinned = pinned
         self.loose = loose
-        self.turning = False
+        self.turning = loose
         self.blocks: set[Block] = set()
 
     def __repr__(self):
@@ -82,15 +83,48 @@ class Block:
     def atoms(self) -> list[Atom]:
         return [atom for segment in self.segments for atom in segment.atoms]
 
+    def count(self, atom: Atom) -> int:
+        """How often the block holds an atom: in its segments, and through the choices of its value. Through an axis in
+        several pieces it may or may not hold it: that counts twice, so that nothing takes it for certain."""
+        found = sum(segment.atoms.count(atom) for segment in self.segments)
+        for choice in self.value.chosen:
+            pieces = choice.index.axis.blocks
+            held = sum(piece.atoms().count(atom) for piece in pieces)
+            found += held * len(pieces)
+        return found
+
+
+class Choice(NamedTuple):
+    """What was looked up with an index holds, at each place, one element of the axis that the index points into: the
+    weights of the expert that was chosen there. `dims` are the dimensions of the value along which those of the index
+    run (None where the index has size 1)."""
+
+    index: "Value"
+    dims: tuple[int | None, ...]
+
 
 class Value:
-    """A tensor as the analysis sees it: its shape, and blocks that partition its index space."""
+    """A tensor as the analysis sees it: its shape, and blocks that partition its index space.
 
-    __slots__ = ("shape", "blocks")
+    points   for an index: the axis into which its numbers point, as a value of one dimension. Where that axis is
+             permuted, the numbers change accordingly.
+    table    for an index whose numbers follow nothing: the axis that is looked up with it, pinned
+    chosen   the choices behind a value that was looked up.
+    """
 
-    def __init__(self, shape: Sequence[int]):
+    __slots__ = ("shape", "blocks", "points", "table", "chosen")
+
+    def __init__(self, shape: Sequence[int], chosen: Iterable[Choice] = ()):
         self.shape = tuple(shape)
         self.blocks: list[Block] = []
+        self.points: Value | None = None
+        self.table: Value | None = None
+        self.chosen = tuple(dict.fromkeys(chosen))
+
+    @property
+    def axis(self) -> "Value":
+        """What an index chooses from."""
+        return self.points or self.table
 
 
 def coalesce(boxes: list[list[Segment]]) -> list[list[Segment]]:

@@ -1,6 +1,7 @@
 """How each ATen op relates the axes of its arguments and results; one file for each family of ops."""
 
-from . import attention, contractions, indexing, norms, pointwise, recurrent, spatial, views  # noqa: F401  (register)
+from . import (attention, choosing, contractions, draws, indexing, norms, pointwise, recurrent,  # noqa: F401  (register)
+               spatial, views)
 from .rule import RULES, Call, Rule, rearrangement, rule
 
 __all__ = ["RULES", "Call", "Rule", "rearrangement", "rule"]

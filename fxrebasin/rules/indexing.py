@@ -1,23 +1,44 @@
-"""Ops that look positions up. With an index that never changes they rearrange; otherwise the positions are pinned."""
+"""Ops that look positions up.
+
+With an index that never changes they rearrange. With one that points into an axis (the place of the largest numbers, see
+`choosing`), that axis is the one looked up: both are permuted together, and what was looked up holds it as a `Choice`.
+Otherwise the positions are pinned.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from .rule import Call, Value, rearrangement
+from .rule import Call, Choice, Value, rearrangement
 
 
-@rearrangement("index_select.default", sample=(lambda T: (T(3, 5), 1, T.index(5, 4)),
-                                               lambda T: (T(3, 5), 1, T.fixed([4, 2, 0, 1, 3]))))
-def index_select(call: Call):
-    value, index = call.args["self"], call.content("index")
-    dim = call.dim(value)
-    if index is not None and _rearranges(index, value.shape[dim]):
-        return call.factors.take(value, dim, index.reshape(-1) % value.shape[dim])
+def _looked_up(call: Call, value: Value, dims: list[int], indices: list[Value],
+               axis_of: Callable[[Value, int], Value | None]) -> tuple[list[str], list[Value], list[str]]:
+    """Letters of `value`, of which dimension dims[k] is looked up with indices[k], and as further operands the axes into
+    which the indices point, with their letters. A dimension whose index points nowhere is pinned."""
     letters = [f"d{d}" for d in range(len(value.shape))]
-    inside = [x + "!" * (d == dim) for d, x in enumerate(letters)]
-    outside = ["q" if d == dim else x for d, x in enumerate(letters)]
-    return call.relate(f"{' '.join(inside)}, q -> {' '.join(outside)}", [value, call.args["index"]])[0]
+    axes, names = [], []
+    for d, index in zip(dims, indices):
+        axis = axis_of(index, value.shape[d])
+        if axis is None:
+            letters[d] += "!"
+        else:
+            axes.append(axis)
+            names.append(letters[d])
+    return letters, axes, names
+
+
+def _chosen(call: Call, result: Value, indices: list[Value], first: int, rank: int) -> Value:
+    """The result, knowing whose choice it is: the indices, broadcast to `rank` dimensions, run along it from `first`."""
+    for index in indices:
+        if any(index is seen for seen in call.looked_up):
+            start = first + rank - len(index.shape)
+            result.chosen += (Choice(index, tuple(None if n == 1 else start + k for k, n in enumerate(index.shape))),)
+    return result
+
+
 
 
 def _rearranges(index: np.ndarray, size: int) -> bool:
@@ -26,93 +47,135 @@ def _rearranges(index: np.ndarray, size: int) -> bool:
     return int(np.bincount(index.reshape(-1) % size, minlength=1).max()) <= 4
 
 
-def _indexed(call: Call) -> tuple[list[str], list[Value], list[str]]:
-    """Letters of `self` and of the looked-up result, and the index values, for numpy-style indexing."""
-    value, indices = call.args["self"], call.args["indices"]
-    indexed = [d for d, index in enumerate(indices) if index is not None]
-    rank = max(len(indices[d].shape) for d in indexed)
-    q = [f"q.{k}" for k in range(rank, 0, -1)]
-    inside = [f"d{d}" + "!" * (d in indexed) for d in range(len(value.shape))]
-    kept = [f"d{d}" for d in range(len(value.shape)) if d not in indexed]
-    together = indexed == list(range(indexed[0], indexed[-1] + 1))
-    at = indexed[0] if together else 0
-    return inside, [indices[d] for d in indexed], kept[:at] + q + kept[at:]
+@rearrangement("index_select.default", sample=(lambda T: (T(3, 5), 1, T.index(5, 4)),
+                                               lambda T: (T(3, 5), 1, T.points(5, 4)),
+                                               lambda T: (T(3, 5), 1, T.fixed([4, 2, 0, 1, 3]))), moves=True)
+def index_select(call: Call):
+    value, content, index = call.args["self"], call.content("index"), call.args["index"]
+    dim = call.dim(value)
+    if content is not None and _rearranges(content, value.shape[dim]):
+        return call.factors.take(value, dim, content.reshape(-1) % value.shape[dim])
+    inside, axes, names = _looked_up(call, value, [dim], [index], call.table)
+    outside = ["q" if d == dim else x for d, x in enumerate(inside)]
+    result = call.relate(f"{', '.join([' '.join(inside), 'q', *names])} -> {' '.join(outside)}", [value, index, *axes])[0]
+    return _chosen(call, result, [index], dim, 1)
+
+
+def _indexed(call: Call) -> tuple[list[int], list[Value], int, int]:
+    """For numpy-style indexing: the dimensions of `self` that are looked up, their indices, the place in the result
+    where the dimensions of the indices stand, and how many those are."""
+    indices = call.args["indices"]
+    dims = [d for d, index in enumerate(indices) if index is not None]
+    together = dims == list(range(dims[0], dims[-1] + 1))
+    return dims, [indices[d] for d in dims], dims[0] if together else 0, max(len(indices[d].shape) for d in dims)
+
+
+def _place(inside: list[str], dims: list[int], first: int, rank: int) -> list[str]:
+    """The letters of what numpy-style indexing looks up."""
+    kept = [x for d, x in enumerate(inside) if d not in dims]
+    return kept[:first] + [f"q.{k}" for k in range(rank, 0, -1)] + kept[first:]
 
 
 @rearrangement("index.Tensor _unsafe_index.Tensor", sample=(lambda T: (T(3, 5, 4), [None, T.index(5, 2, 6)]),
+                                                           lambda T: (T(3, 5, 4), [None, T.points(5, 2, 6)]),
                                                            lambda T: (T(3, 5), [None, T.fixed([4, 2, 0, 1, 3])]),
-                                                           lambda T: (T(3, 5, 4), [T.index(3, 2), None, T.index(4, 2)])))
+                                                           lambda T: (T(3, 5, 4), [T.points(3, 2), None, T.points(4, 2)]),
+                                                           lambda T: (T(3, 5, 4), [T.index(3, 2), None, T.index(4, 2)])),
+               moves=True)
 def index(call: Call):
-    value, indices = call.args["self"], call.args["indices"]
-    indexed = [d for d, x in enumerate(indices) if x is not None]
-    content = call.content("indices") if len(indexed) == 1 else None
-    if content is not None and content.dtype != bool and _rearranges(content, value.shape[indexed[0]]):
-        dim = indexed[0]
-        taken = call.factors.take(value, dim, content.reshape(-1) % value.shape[dim])
-        return call.factors.reshape(taken, value.shape[:dim] + content.shape + value.shape[dim + 1:], call.why)
-    inside, looked, outside = _indexed(call)
-    text = ", ".join([" ".join(inside)] + ["*q"] * len(looked)) + " -> " + " ".join(outside)
-    return call.relate(text, [value, *looked])[0]
+    value = call.args["self"]
+    dims, indices, first, rank = _indexed(call)
+    content = call.content("indices") if len(dims) == 1 else None
+    if content is not None and content.dtype != bool and _rearranges(content, value.shape[dims[0]]):
+        taken = call.factors.take(value, dims[0], content.reshape(-1) % value.shape[dims[0]])
+        return call.factors.reshape(taken, value.shape[:dims[0]] + content.shape + value.shape[dims[0] + 1:], call.why)
+    inside, axes, names = _looked_up(call, value, dims, indices, call.table)
+    text = ", ".join([" ".join(inside), *["*q"] * len(indices), *names]) + " -> " + " ".join(_place(inside, dims, first, rank))
+    return _chosen(call, call.relate(text, [value, *indices, *axes])[0], indices, first, rank)
 
 
 @rearrangement("index_put.default _unsafe_index_put.default",
-               sample=lambda T: (T(5, 4), [T.fixed([3, 0])], T(2, 4)))
+               sample=(lambda T: (T(5, 4), [T.fixed([3, 0])], T(2, 4)),
+                       lambda T: (T(5, 4), [T.points(5, 2)], T(4), True)))
 def index_put(call: Call):
     value, source = call.args["self"], call.args["values"]
-    inside, looked, outside = _indexed(call)
-    tail = outside[len(outside) - len(source.shape):]
-    text = ", ".join([" ".join(inside)] + ["*q"] * len(looked) + [" ".join(tail)])
-    return call.relate(text + " -> " + " ".join(x.rstrip("!") for x in inside), [value, *looked, source])[0]
+    dims, indices, first, rank = _indexed(call)
+    inside, axes, names = _looked_up(call, value, dims, indices, call.points)
+    place = _place(inside, dims, first, rank)
+    if not call.args["accumulate"]:  # of two that are written to one place, the last stays
+        place = [x + "!" * x.startswith("q.") for x in place]
+    tail = place[len(place) - len(source.shape):]
+    text = ", ".join([" ".join(inside), *["*q"] * len(indices), " ".join(tail), *names])
+    return call.relate(text + " -> " + " ".join(x.rstrip("!") for x in inside), [value, *indices, source, *axes])[0]
 
 
-@rearrangement("gather.default", sample=lambda T: (T(3, 5, 4), 1, T.index(5, 3, 2, 4)))
+@rearrangement("gather.default", sample=(lambda T: (T(3, 5, 4), 1, T.index(5, 3, 2, 4)),
+                                         lambda T: (T(3, 5, 4), 1, T.points(5, 3, 2, 4))), moves=True)
 def gather(call: Call):
     value, where = call.args["self"], call.args["index"]
     dim = call.dim(value)
-    same = [d != dim and value.shape[d] == where.shape[d] for d in range(len(value.shape))]
-    inside = [f"d{d}" if keep else f"d{d}!" for d, keep in enumerate(same)]
-    outside = [f"d{d}" if keep else f"q{d}" for d, keep in enumerate(same)]
-    return call.relate(f"{' '.join(inside)}, {' '.join(outside)} -> {' '.join(outside)}", [value, where])[0]
+    inside, axes, names = _looked_up(call, value, [dim], [where], call.points)
+    for d in range(len(inside)):
+        if d != dim and value.shape[d] != where.shape[d]:
+            inside[d] += "!"
+    outside = [f"q{d}" if d == dim or x.endswith("!") else x for d, x in enumerate(inside)]
+    text = ", ".join([" ".join(inside), " ".join(outside), *names])
+    return call.relate(f"{text} -> {' '.join(outside)}", [value, where, *axes])[0]
 
 
-@rearrangement("scatter.src scatter.value scatter_add.default scatter_reduce.two index_add.default index_copy.default",
-               sample=lambda T: {"scatter.value": (T(3, 5), 1, T.index(5, 3, 5), 2.0),
-                                 "scatter_reduce.two": (T(3, 5), 1, T.index(5, 3, 5), T(3, 5), "sum"),
-                                 "index_add.default": (T(3, 5), 1, T.index(5, 4), T(3, 4)),
-                                 "index_copy.default": (T(3, 5), 1, T.fixed([0, 3]), T(3, 2))}
-               .get(T.op.removeprefix("aten."), (T(3, 5), 1, T.index(5, 3, 5), T(3, 5))))
+_WRITES = {"scatter.src": lambda T, index: (T(3, 5), 1, index(5, 3, 5), T(3, 5)),
+           "scatter.value": lambda T, index: (T(3, 5), 1, index(5, 3, 5), 2.0),
+           "scatter_add.default": lambda T, index: (T(3, 5), 1, index(5, 3, 5), T(3, 5)),
+           "scatter_reduce.two": lambda T, index: (T(3, 5), 1, index(5, 3, 5), T(3, 5), "sum"),
+           "index_add.default": lambda T, index: (T(3, 5), 1, index(5, 4), T(3, 4)),
+           "index_copy.default": lambda T, index: (T(3, 5), 1, T.fixed([0, 3]), T(3, 2))}
+
+
+@rearrangement(" ".join(_WRITES), sample=(lambda T: _WRITES[T.op.removeprefix("aten.")](T, T.index),
+                                          lambda T: _WRITES[T.op.removeprefix("aten.")](
+                                              T, T.points if "scatter.src" not in T.op else T.index)))
 def scatter(call: Call):
-    value = call.args["self"]
+    value, where = call.args["self"], call.args["index"]
     dim = call.dim(value)
+    letters, axes, names = _looked_up(call, value, [dim], [where], call.points)
     others = [x for x in call.tensors()[1:] if len(x.shape) == len(value.shape)]
-    same = [d != dim and all(x.shape[d] == value.shape[d] for x in others) for d in range(len(value.shape))]
-    inside = " ".join(f"d{d}" if keep else f"d{d}!" for d, keep in enumerate(same))
+    for d in range(len(letters)):
+        if d != dim and any(x.shape[d] != value.shape[d] for x in others):
+            letters[d] += "!"
     bang = "!" * (call.op == "aten.scatter.src")  # of two that are written to one place, the last stays
-    place = [f"d{d}" if keep else f"q{d}" + (bang if d == dim else "!") for d, keep in enumerate(same)]
+    place = [f"q{d}" + bang if d == dim else f"q{d}!" if x.endswith("!") else x for d, x in enumerate(letters)]
     places = [" ".join(place if len(x.shape) == len(value.shape) else place[dim:dim + 1]) for x in call.tensors()[1:]]
-    return call.relate(", ".join([inside, *places]) + f" -> {inside.replace('!', '')}")[0]
+    text = ", ".join([" ".join(letters), *places, *names])
+    return call.relate(f"{text} -> {' '.join(letters).replace('!', '')}", [*call.tensors(), *axes])[0]
 
 
-@rearrangement("topk.default sort.default sort.stable argsort.default argsort.stable kthvalue.default",
-               sample=lambda T: {"topk": (T(3, 5), 2), "kthvalue": (T(3, 5), 2)}.get(
-                   T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")))
-def ranked(call: Call):
-    value = call.args["self"]
-    dim = call.dim(value)
-    call.pin(value, [dim])
-    letters = [f"d{d}" for d in range(len(value.shape))]
-    inside = " ".join(x + "!" * (d == dim) for d, x in enumerate(letters))
-    outside = " ".join("z" if d == dim else x for d, x in enumerate(letters))
-    if len(call.shapes[0]) < len(value.shape):
-        outside = outside.replace("z", "")
-    kept = outside.replace("z", "")
-    result = call.relate(f"{inside} -> {outside}, {kept}", [value])[0]
-    return [result] * max(len(call.shapes), 1)
-
-
-@rearrangement("one_hot.default", sample=lambda T: (T.index(5, 2, 3), 5))
+@rearrangement("one_hot.default", sample=(lambda T: (T.index(5, 2, 3), 5), lambda T: (T.points(5, 2, 3), 5)))
 def one_hot(call: Call):
-    return call.relate("*b -> *b z")[0]
+    index = call.args["self"]
+    axis = call.points(index, call.shapes[0][-1])
+    return call.relate("*b -> *b z", [index])[0] if axis is None else call.relate("*b, z -> *b z", [index, axis])[0]
+
+
+@rearrangement("eq.Tensor", sample=(lambda T: (T.index(3, 2, 3, 4), T.index(3, 3, 1)),
+                                    lambda T: (T.points(5, 2, 3, 1), T.fixed([0, 1, 2, 3, 4])),
+                                    lambda T: (T.fixed([[0], [1], [2]]), T.points(3, 2, 1, 4))))
+def equal(call: Call):
+    """An index compared with 0, 1, 2, ... along a dimension: which element of the axis it points to."""
+    a, b = call.args["self"], call.args["other"]
+    for index, counter, name in ((a, b, "other"), (b, a, "self")):
+        numbers = call.content(name) if index.points is not None else None
+        dim = None if numbers is None else _counted(numbers)
+        if dim is not None and (axis := call.points(index, counter.shape[dim])) is not None:
+            named = call.factors.permute(axis, [0 if d == dim else None for d in range(len(counter.shape))])
+            return call.relate("*a, *a -> *a", [index, named])[0]
+    return call.relate("*a, *a -> *a")[0]
+
+
+def _counted(numbers: np.ndarray) -> int | None:
+    """The dimension along which an array counts 0, 1, 2, ...; the others have size 1."""
+    dim = max(range(numbers.ndim), key=lambda d: numbers.shape[d], default=None)
+    counts = dim is not None and np.array_equal(numbers.reshape(-1), np.arange(numbers.shape[dim]))
+    return dim if counts else None
 
 
 @rearrangement("arange.default arange.start arange.start_step linspace.default eye.default eye.m")

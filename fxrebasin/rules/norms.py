@@ -98,15 +98,6 @@ def reduction(call: Call):
     return reduced(call, value, call.dims(value), call.args.get("keepdim", False))
 
 
-@rearrangement("max.dim min.dim median.dim mode.default", sample=lambda T: (T(2, 3, 4), 1))
-def extremum(call: Call):
-    value = call.tensors()[0]
-    if call.used(1):
-        call.pin(value, [call.dim(value)])
-    result = reduced(call, value, [call.dim(value)], call.args["keepdim"])
-    return [result, result]
-
-
 @rearrangement("var_mean.correction std_mean.correction aminmax.default", sample=lambda T: (
     T(2, 3, 4), T.keyword(dim=1)) if "aminmax" in T.op else (T(2, 3, 4), [1]))
 def two_reductions(call: Call):
@@ -115,13 +106,6 @@ def two_reductions(call: Call):
 
 rule("_is_all_true.default _is_any_true.default", "*a -> ", sample=lambda T: (T(2, 7) > 0,))
 rule("histc.default", "*a -> z", sample=lambda T: (T(2, 7), 4, -2, 2))
-
-
-@rearrangement("argmax.default argmin.default", sample=lambda T: (T(2, 3, 4), 1))
-def arg_extremum(call: Call):
-    value = call.tensors()[0]
-    call.pin(value, call.dims(value))
-    return reduced(call, value, call.dims(value), call.args["keepdim"])
 
 
 @rearrangement("cumsum.default cumprod.default logcumsumexp.default "

@@ -19,7 +19,9 @@ A dimension of size 1 broadcasts. Results beyond those of the op are its *interm
 
 The rest are functions of a `Call`, for ops that rearrange values (views, slices, concatenations).
 
-Every rule carries a sample of arguments; `fxrebasin.rules.check` permutes them as the rule claims and runs the op.
+An index remembers which axis its numbers point into (`value.points`); a rule that looks it up asks `call.points`.
+
+Every rule carries a sample of arguments; `fxrebasin.check` permutes them as the rule claims and runs the op.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 import numpy as np
+import torch
 
-from ..factors import Atom, Factors, Segment, Value, natural
+from ..factors import Atom, Choice, Factors, Segment, Value, natural
 
 Sample = Callable[..., tuple]
 
@@ -46,6 +49,8 @@ class Call:
     why: str = ""  # where in the user's code
     used: Callable[[int], bool] = lambda k: True  # whether result k is used at all
     content: Callable[[str], np.ndarray | None] = lambda name: None  # an argument's numbers, if they never change
+    ties: Callable[[str], str | None] = lambda name: None  # why an argument's numbers may be equal to each other
+    looked_up: list[Value] = field(default_factory=list)  # the indices that the rule has looked up
 
     def tensors(self) -> list[Value]:
         """All tensor arguments in schema order, lists flattened."""
@@ -77,48 +82,84 @@ class Call:
             return list(range(len(value.shape)))
         return sorted({d % len(value.shape) for d in ([given] if isinstance(given, int) else given)})
 
+    def points(self, index: Value, size: int) -> Value | None:
+        """The axis of the given size that an index points into; None if its numbers come from elsewhere."""
+        if index.points is None or index.points.shape != (size,):
+            return None
+        self.looked_up.append(index)
+        return index.points
+
+    def table(self, index: Value, size: int) -> Value | None:
+        """The axis of the given size that is looked up with an index: what it points into, or one that is pinned."""
+        if index.points is not None:
+            return self.points(index, size)
+        if index.table is None:
+            reason = f"looked up by numbers that do not follow it ({self.why})"
+            index.table = self.factors.build((size,), [[Segment(natural((size,)), [Atom(size, reason)])]])
+        if index.table.shape != (size,):
+            return None
+        self.looked_up.append(index)
+        return index.table
+
     def relate(self, text: str, values: list[Value] | None = None, **sizes: int) -> list[Value]:
         return relate(self, text, [v for v in self.tensors()] if values is None else values, sizes)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one op relates axes: `apply(call)` returns the value (or the list of values) of the results."""
+    """How one op relates axes: `relation(call)` returns the value (or the list of values) of the results."""
 
     op: str
     text: str | None
-    apply: Callable[[Call], Any]
+    relation: Callable[[Call], Any]
     samples: tuple[Sample, ...] = ()
     missing: str | None = None  # why the rule leaves out a freedom that the op has
-    options: dict[str, Any] = field(default_factory=dict)
+    moves: bool = False  # the results hold the numbers of the first argument, at other places
+
+    def apply(self, call: Call) -> list[Value]:
+        """The results as values. An index that is only moved goes on pointing where it did; what an index points into is
+        pinned if the op computes with its numbers."""
+        given = [value for value in call.tensors() if value.points is not None]
+        results = self.relation(call)
+        results = list(results) if isinstance(results, (list, tuple)) else [results]
+        for value in given:
+            if self.moves and value is call.tensors()[0] and call.args.get("dtype") in _INTEGERS:
+                for result in results:
+                    result.points = result.points or value.points
+            elif not any(value is seen for seen in call.looked_up):
+                call.pin(value.points, because="an index into it is computed with")
+        return results
 
 
 RULES: dict[str, Rule] = {}
+_INTEGERS = (None, torch.int64, torch.int32)  # dtypes in which positions stay what they are
 
 
 def rule(ops: str, text: str | Callable[[Call], str], *, sample: Sample | tuple[Sample, ...] = (),
-         missing: str | None = None, **sizes: str) -> None:
-    """Registers a rule that is a text (or a text made from the call) for one op or several."""
+         missing: str | None = None, moves: bool = False, **sizes: str) -> None:
+    """Registers a rule that is a text (or a text made from the call) for one op or several. `moves`: the numbers of the
+    first argument are found again in the results."""
 
     def apply(call: Call):
         known = {letter: call.args[name] for letter, name in sizes.items()}
         results = call.relate(text if isinstance(text, str) else text(call), **known)
         return results[: max(len(call.shapes), 1)]
 
-    register(ops, apply, text if isinstance(text, str) else None, sample, missing)
+    register(ops, apply, text if isinstance(text, str) else None, sample, missing, moves)
 
 
-def rearrangement(ops: str, *, sample: Sample | tuple[Sample, ...] = (), missing: str | None = None):
+def rearrangement(ops: str, *, sample: Sample | tuple[Sample, ...] = (), missing: str | None = None,
+                  moves: bool = False):
     """Decorator: registers a function of a Call as the rule for one op or several."""
-    return lambda apply: register(ops, apply, None, sample, missing)
+    return lambda apply: register(ops, apply, None, sample, missing, moves)
 
 
-def register(ops: str, apply, text, sample, missing) -> Callable:
+def register(ops: str, apply, text, sample, missing, moves=False) -> Callable:
     for op in ops.split():
         name = op if op.count(".") == 2 else f"aten.{op}"
         if name in RULES:
             raise ValueError(f"two rules for {name}")
-        RULES[name] = Rule(name, text, apply, sample if isinstance(sample, tuple) else (sample,), missing)
+        RULES[name] = Rule(name, text, apply, sample if isinstance(sample, tuple) else (sample,), missing, moves)
     return apply
 
 
@@ -237,4 +278,4 @@ def _insert(call: Call, value: Value, letters, known, output, shape, sizes) -> V
     return call.factors.build([found.get(x, 1) for x in letters], blocks)
 
 
-__all__ = ["Atom", "Call", "Factors", "RULES", "Rule", "Segment", "Value", "natural", "rearrangement", "relate", "rule"]
+__all__ = ["Atom", "Call", "Choice", "Factors", "RULES", "Rule", "Segment", "Value", "natural", "rearrangement", "relate", "rule"]

@@ -13,7 +13,7 @@ from .rule import Call, Value, rearrangement
                                  "reshape": (T(2, 3, 4), [6, 4]), "flatten": (T(2, 3, 4), 1),
                                  "unflatten": (T(2, 12), 1, [3, 4]), "view_as": (T(2, 6), T(4, 3)), "ravel": (T(2, 6),),
                                  "reshape_as": (T(2, 6), T(4, 3)), "_reshape_alias": (T(4, 3), [2, 6], [6, 1])}
-               [T.op.split(".")[1]])
+               [T.op.split(".")[1]], moves=True)
 def reshape(call: Call):
     return call.factors.reshape(call.args["self"], call.shapes[0], call.why)
 
@@ -41,12 +41,12 @@ def _order(call: Call) -> list[int]:
                "movedim.intlist",
                sample=lambda T: {"permute": (T(2, 3, 4), [2, 0, 1]), "t": (T(2, 3),), "numpy_T": (T(2, 3),),
                                  "movedim": (T(2, 3, 4), [0], [2]) if T.op.endswith("list") else (T(2, 3, 4), 0, 2)}
-               .get(T.op.split(".")[1], (T(2, 3, 4), 0, 2)))
+               .get(T.op.split(".")[1], (T(2, 3, 4), 0, 2)), moves=True)
 def permute(call: Call):
     return call.factors.permute(call.args["self"], _order(call))
 
 
-@rearrangement("unsqueeze.default", sample=lambda T: (T(2, 3), 1))
+@rearrangement("unsqueeze.default", sample=lambda T: (T(2, 3), 1), moves=True)
 def unsqueeze(call: Call):
     value = call.args["self"]
     dims: list[int | None] = list(range(len(value.shape)))
@@ -56,7 +56,7 @@ def unsqueeze(call: Call):
 
 @rearrangement("squeeze.default squeeze.dim squeeze.dims",
                sample=lambda T: {"default": (T(2, 1, 3),), "dim": (T(2, 1, 3), 1), "dims": (T(2, 1, 3), [1])}
-               [T.op.split(".")[2]])
+               [T.op.split(".")[2]], moves=True)
 def squeeze(call: Call):
     value = call.args["self"]
     dims = call.dims(value)
@@ -64,7 +64,8 @@ def squeeze(call: Call):
 
 
 @rearrangement("expand.default broadcast_to.default expand_as.default",
-               sample=lambda T: (T(3, 1, 4), T(2, 3, 5, 4)) if "_as" in T.op else (T(3, 1, 4), [2, 3, 5, 4]))
+               sample=lambda T: (T(3, 1, 4), T(2, 3, 5, 4)) if "_as" in T.op else (T(3, 1, 4), [2, 3, 5, 4]),
+               moves=True)
 def expand(call: Call):
     return call.factors.expand(call.args["self"], call.shapes[0])
 
@@ -86,7 +87,7 @@ def _repeated(call: Call, value: Value, dim: int, times: int, outer: bool) -> Va
     return call.factors.reshape(call.factors.expand(apart, shape), merged, call.why)
 
 
-@rearrangement("repeat.default tile.default", sample=lambda T: (T(3, 4), [2, 1, 3]))
+@rearrangement("repeat.default tile.default", sample=lambda T: (T(3, 4), [2, 1, 3]), moves=True)
 def repeat(call: Call):
     value, shape = call.args["self"], call.shapes[0]
     value = call.factors.reshape(value, (1,) * (len(shape) - len(value.shape)) + value.shape, call.why)
@@ -96,7 +97,7 @@ def repeat(call: Call):
     return value
 
 
-@rearrangement("repeat_interleave.self_int", sample=(lambda T: (T(3, 4), 2, 0), lambda T: (T(3, 4), 2)))
+@rearrangement("repeat_interleave.self_int", sample=(lambda T: (T(3, 4), 2, 0), lambda T: (T(3, 4), 2)), moves=True)
 def repeat_interleave(call: Call):
     value = call.args["self"]
     if call.args["dim"] is None:
@@ -125,7 +126,7 @@ def stack(call: Call):
                sample=lambda T: {"split": (T(2, 7), 3, 1), "chunk": (T(2, 7), 3, 1), "sections": (T(2, 7), 3, 1),
                                  "tensor_split.indices": (T(2, 7), [2, 5], 1)}
                .get(next((x for x in ("tensor_split.indices", "sections") if x in T.op),
-                         "" if "sizes" in T.op else T.op.split(".")[1]), (T(2, 7), [2, 4, 1], 1)))
+                         "" if "sizes" in T.op else T.op.split(".")[1]), (T(2, 7), [2, 4, 1], 1)), moves=True)
 def split(call: Call):
     value = call.args["self"]
     dim, offset, parts = call.dim(value), 0, []
@@ -135,7 +136,7 @@ def split(call: Call):
     return parts
 
 
-@rearrangement("unbind.int", sample=lambda T: (T(2, 3, 4), 1))
+@rearrangement("unbind.int", sample=lambda T: (T(2, 3, 4), 1), moves=True)
 def unbind(call: Call):
     value = call.args["self"]
     return [_select(call, value, call.dim(value), k) for k in range(value.shape[call.dim(value)])]
@@ -146,7 +147,7 @@ def _select(call: Call, value: Value, dim: int, index: int) -> Value:
     return call.factors.permute(taken, [d for d in range(len(value.shape)) if d != dim])
 
 
-@rearrangement("select.int", sample=lambda T: (T(2, 3, 4), 1, -1))
+@rearrangement("select.int", sample=lambda T: (T(2, 3, 4), 1, -1), moves=True)
 def select(call: Call):
     return _select(call, call.args["self"], call.dim(call.args["self"]), call.args["index"])
 
@@ -155,14 +156,14 @@ def _sliced(call: Call, size: int) -> np.ndarray:
     return np.arange(size)[slice(call.args["start"], call.args["end"], call.args["step"])]
 
 
-@rearrangement("slice.Tensor", sample=lambda T: (T(2, 7), 1, 1, 6, 2))
+@rearrangement("slice.Tensor", sample=lambda T: (T(2, 7), 1, 1, 6, 2), moves=True)
 def slice_(call: Call):
     value = call.args["self"]
     dim = call.dim(value)
     return call.factors.take(value, dim, _sliced(call, value.shape[dim]))
 
 
-@rearrangement("narrow.default", sample=lambda T: (T(2, 7), 1, 2, 3))
+@rearrangement("narrow.default", sample=lambda T: (T(2, 7), 1, 2, 3), moves=True)
 def narrow(call: Call):
     value = call.args["self"]
     start = call.args["start"]
@@ -203,7 +204,7 @@ def glu(call: Call):
     return call.relate("*a, *a -> *a", [call.factors.take(value, dim, half) for half in halves])[0]
 
 
-@rearrangement("flip.default", sample=lambda T: (T(2, 3, 4), [1, 2]))
+@rearrangement("flip.default", sample=lambda T: (T(2, 3, 4), [1, 2]), moves=True)
 def flip(call: Call):
     value = call.args["self"]
     for dim in call.dims(value, "dims"):
@@ -211,7 +212,7 @@ def flip(call: Call):
     return value
 
 
-@rearrangement("roll.default", sample=lambda T: (T(2, 3, 4), [1, -1], [1, 2]))
+@rearrangement("roll.default", sample=lambda T: (T(2, 3, 4), [1, -1], [1, 2]), moves=True)
 def roll(call: Call):
     value, shape = call.args["self"], call.args["self"].shape
     dims = call.args["dims"]

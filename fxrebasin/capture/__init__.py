@@ -1,0 +1,25 @@
+"""Capture: an `nn.Module` becomes a `Program`, a functional FX graph of ATen operations.
+
+The graph comes from `torch.export` (non-strict, on fake tensors: nothing is computed, and weights take no
+memory), then `run_decompositions({})`, which only removes in-place writes: composite operations stay as
+they are. Where export refuses a module, as it does when the module branches on the values of its tensors,
+what the module does with the example inputs is recorded instead.
+
+To be read in this order:
+
+    program      what comes out: Program, Source, Output
+    interpreter  runs a program on real tensors
+    leaves       the tensors within arguments and results, by name
+    twin         a copy of the module that may be traced without consequences
+    names        what the module's tensors are called in its `state_dict()`
+    exported     an ExportedProgram becomes a Program
+    recorder     writes down what a module does with real tensors
+    refusal      one line on why there is no graph
+    front        `capture` itself
+"""
+from .front import capture
+from .interpreter import default_dtype
+from .leaves import leaves_of
+from .program import Output, Program, Source
+
+__all__ = ["Output", "Program", "Source", "capture", "default_dtype", "leaves_of"]

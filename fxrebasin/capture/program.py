@@ -1,0 +1,87 @@
+"""A captured module: the graph, and what its placeholders and outputs mean."""
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from .interpreter import Interpreter
+from .leaves import arguments, inputs_of
+
+NOT_THE_USER = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep,
+                contextlib.__file__, "<")  # what the names of files begin with that the user did not write
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a placeholder or `get_attr` node stands for; `value`: content of a constant, None if unknown."""
+    kind: Literal["state", "constant", "input"]
+    name: str
+    value: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """One leaf of what the module returns, at `path` (`logits`, `hidden.0`); node None: not a tensor.
+
+    A `decision` is not returned by the module: it is a value that the recorded branch was chosen by. While it
+    is unchanged, the recorded graph is what the module computes.
+    """
+    path: str
+    node: fx.Node | None
+    decision: bool = False
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured module: the graph, and what its placeholders and outputs mean.
+
+    module     functional graph of ATen operations; `node.meta["val"]`: fake tensor(s) of static shape
+    sources    placeholder (or get_attr node) name -> what it is
+    outputs    what the module returns, in order; decisions last
+    state      name in `state_dict()` -> shape: parameters, persistent floating-point buffers, all aliases
+    ties       alias -> the canonical name of the same tensor, which is the one that the graph uses
+    passed     keys of `state_dict()` outside the state: integer buffers, extra state
+    front_end  "export", "recorded" (what the example inputs do), or "given" (an ExportedProgram)
+    notes      remarks that the user should read
+    signature  of the module's forward, to name inputs by
+    """
+    module: fx.GraphModule
+    sources: dict[str, Source]
+    outputs: tuple[Output, ...]
+    state: dict[str, tuple[int, ...]]
+    ties: dict[str, str]
+    passed: tuple[str, ...]
+    front_end: str
+    notes: tuple[str, ...] = ()
+    signature: inspect.Signature | None = None
+
+    def where(self, node: fx.Node) -> str:
+        """The user's source line that made this node, as `net.py:12 in forward: y = f(x)`; "" if unknown."""
+        lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+        for i in reversed(range(len(lines))):
+            if lines[i].startswith('File "'):
+                file, line, function = lines[i].split(", ", 2)
+                if not file[6:].startswith(NOT_THE_USER):
+                    code = lines[i + 1] if i + 1 < len(lines) else ""
+                    return f"{os.path.basename(file[6:-1])}:{line[5:]} {function}: {code}"
+        return ""
+
+    def interpret(self, state: Mapping[str, Tensor], example_inputs: Any,
+                  on_node: Callable[[fx.Node, Any], None] | None = None) -> dict[str, Tensor]:
+        """Run the graph with the tensors of `state`, and return the module's tensor outputs by path.
+
+        `on_node(node, value)` is called for every node, in order. If the dtypes of the state are not those
+        captured, everything floating-point is computed in the widest dtype of the state (float64, say).
+        Raises `StateError` for missing tensors, `CaptureError` for constants and inputs without a value.
+        """
+        inputs = inputs_of(self.signature, *arguments(example_inputs))
+        values = Interpreter(self, state, on_node).results(inputs)
+        tensors = [output for output in self.outputs if output.node is not None]
+        return {output.path: value for output, value in zip(tensors, values) if not output.decision}

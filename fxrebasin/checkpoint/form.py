@@ -1,0 +1,53 @@
+"""How a checkpoint is stored, apart from its numbers."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["safetensors", "torch"]
+State = dict[str, Tensor]
+
+SUFFIXES: dict[str, Kind] = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch", ".bin": "torch",
+                             ".ckpt": "torch"}
+INDEX = ".index.json"  # how the name of a file ends that says which shard holds which tensor
+
+
+class CheckpointNote(UserWarning):
+    """Something about a checkpoint that its reader should know."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a checkpoint is stored, without its numbers: all that is needed to write another one like it.
+
+    kind      of every file
+    folder    of a checkpoint that is a folder, else None
+    files     tensor name -> the name of the file that holds it
+    index     name of the file that says so, for checkpoints in shards, else None
+    dtypes    tensor name -> dtype
+    metadata  file name -> free text entries of a safetensors file ({"format": "pt"})
+    wrapper   the key of a torch file under which the state lies ("state_dict"), else None
+    """
+
+    kind: Kind
+    folder: Path | None
+    files: Mapping[str, str]
+    index: str | None = None
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    wrapper: str | None = None
+
+
+def dtypes_of(state: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    return {name: tensor.dtype for name, tensor in state.items()}
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of an error, for use within a line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].split(". ")[0].rstrip(".")[:160] if lines else type(error).__name__

@@ -1,0 +1,265 @@
+"""The commands."""
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .. import __version__
+from ..alignment import Alignment
+from ..checkpoint import State, save_state
+from ..errors import NotEquivalentError, SpecError
+from ..match import match
+from ..spec import Spec
+from ..transport import transport
+from ..verify import Evidence, find_equivalence, verify
+from .file import claim, read, read_for, write_text
+from .model import load_model, spec_of
+from .option import extra_option, input_option, json_option, matching_options, output_option, refuse_matching
+from .speech import DONE, NO, answer, evidence_data, note, working
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.version_option(__version__, prog_name="fxrebasin")
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """Permutation symmetries of neural networks, and what can be carried along them.
+
+    MODEL is package.module:callable, called without arguments (it returns an nn.Module, or a pair of a module
+    and its example inputs), or the folder of a transformers model. Checkpoints are safetensors or torch
+    files, or folders of them.
+
+    Exit status: 0 done, 1 the answer is no, 2 the request is wrong.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+# ---- inspect -----------------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("model")
+@input_option
+@click.option("--outputs", type=click.Choice(("pinned", "free")), default="pinned", show_default=True,
+              help="free: output axes may move with the network.")
+@json_option
+@click.option("--dot", type=click.Path(), help="Write a graph for Graphviz to this file.")
+@click.option("--html", type=click.Path(), help="Write a page to this file.")
+def inspect(model: str, inputs: tuple[str, ...], outputs: str, as_json: bool, dot: str | None,
+            html: str | None) -> None:
+    """Show the symmetries of MODEL: what can be permuted with what, and what is pinned and why."""
+    files = [file for file in (dot, html) if file]
+    for file in files:
+        claim(file)
+    spec = spec_of(model, inputs, outputs)
+    if dot:
+        write_text(dot, spec.to_dot())
+    if html:
+        write_text(html, spec.to_html())
+    if as_json:
+        click.echo(spec.to_json())
+    elif files:
+        click.echo(f"{len(spec.groups)} groups, order 10^{spec.log10_order:.1f}; written: {', '.join(files)}")
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        from ..show import renderable
+
+        Console().print(renderable(spec))
+    else:
+        click.echo(str(spec))
+
+
+# ---- match, apply, transport -------------------------------------------------------------------------------
+
+
+def find(spec: Spec, source: State, target: State, method: str, seed: int,
+         effort: str) -> tuple[Alignment, dict[str, Any], str]:
+    """The alignment, and what there is to say about it: as data, and as text."""
+    if not spec.groups:
+        note("nothing in this model can be permuted, so nothing will move: `fxrebasin inspect` says why")
+    started = time.perf_counter()
+    with working("matching") as progress:
+        alignment = match(spec, source, target, method, seed, effort=effort, progress=progress)
+        before = match(spec, source, target, "identity").objective
+    seconds = time.perf_counter() - started
+    moved, elements = sum(alignment.moved.values()), sum(p.size for p in alignment.permutations.values())
+    data = {"method": method, "seed": seed, "objective": alignment.objective, "objective_before": before,
+            "moved": moved, "elements": elements, "seconds": round(seconds, 3)}
+    text = (f"{method}: cosine similarity {before:.4f} before, {alignment.objective:.4f} aligned; "
+            f"{moved:,} of {elements:,} elements moved; {seconds:.1f} s")
+    return alignment, data, text
+
+
+@commands.command("match")
+@click.argument("model")
+@click.argument("source")
+@click.argument("target")
+@output_option("The alignment file to write.")
+@input_option
+@matching_options
+@extra_option
+@json_option
+def match_command(model: str, source: str, target: str, output: str, inputs: tuple[str, ...],
+                  ignore_extra: bool, as_json: bool, **how: Any) -> None:
+    """Find the alignment that brings the checkpoint SOURCE (old base) close to TARGET (new base)."""
+    claim(output, source, target)
+    spec, states = read(spec_of(model, inputs), (source, target), ignore_extra)
+    alignment, data, text = find(spec, *states, **how)
+    alignment.save(output)
+    answer(data | {"output": output}, f"{text}; written: {output}", as_json)
+
+
+@commands.command()
+@click.argument("alignment")
+@click.argument("checkpoint")
+@output_option("The checkpoint to write.")
+@extra_option
+def apply(alignment: str, checkpoint: str, output: str, ignore_extra: bool) -> None:
+    """Permute CHECKPOINT by the file ALIGNMENT; the result is stored as CHECKPOINT is."""
+    claim(output, alignment, checkpoint, like=checkpoint, state=True)
+    loaded, (state,) = read_for(Alignment.load(alignment), (checkpoint,), ignore_extra)
+    save_state(loaded.apply(state), output, like=checkpoint)
+    click.echo(f"{sum(loaded.moved.values()):,} elements moved; written: {output}")
+
+
+@commands.command("transport")
+@click.argument("paths", nargs=-1, metavar="MODEL BASE FINETUNED TARGET")
+@output_option("The checkpoint to write.")
+@click.option("--alpha", type=float, default=1.0, show_default=True,
+              help="How much of the fine-tuning is added.")
+@click.option("--alignment", "given", type=click.Path(), metavar="FILE",
+              help="Use this alignment of BASE onto TARGET instead of matching. MODEL can be left out then; "
+                   "if it is given, the alignment must be one of its symmetries.")
+@input_option
+@matching_options
+@extra_option
+@json_option
+@click.pass_context
+def transport_command(context: click.Context, paths: tuple[str, ...], output: str, alpha: float,
+                      given: str | None, inputs: tuple[str, ...], ignore_extra: bool, as_json: bool,
+                      **how: Any) -> None:
+    """Carry a fine-tuning over: TARGET + alpha * pi(FINETUNED - BASE), stored as TARGET is."""
+    if len(paths) != 4 and not (given and len(paths) == 3):
+        raise click.UsageError("give MODEL BASE FINETUNED TARGET, or BASE FINETUNED TARGET and --alignment "
+                               "FILE", context)
+    model, checkpoints = (paths[0] if len(paths) == 4 else None), paths[-3:]
+    claim(output, *checkpoints, given, like=checkpoints[-1], state=True)
+    if given:
+        refuse_matching(context, "--alignment is given")
+        alignment = Alignment.load(given)
+        if model:
+            _check_model(model, inputs, given, alignment.spec)
+        alignment, states = read_for(alignment, checkpoints, ignore_extra)
+        data, text = {"alignment": given}, f"alignment {given}"
+    else:
+        spec, states = read(spec_of(model, inputs), checkpoints, ignore_extra)
+        alignment, data, text = find(spec, states[0], states[2], **how)
+    save_state(transport(*states, alignment, alpha), output, like=checkpoints[-1])
+    answer(data | {"alpha": alpha, "output": output}, f"{text}; alpha {alpha:g}; written: {output}", as_json)
+
+
+def _check_model(model: str, inputs: tuple[str, ...], path: str, spec: Spec) -> None:
+    """Raises SpecError unless MODEL has the groups and layouts of `spec`, that of the alignment at `path`."""
+
+    def moves(spec: Spec) -> Spec:
+        return replace(spec, pinned={}, reasons={}, passed=(), unruled={}, notes=())
+
+    own = spec_of(model, inputs, "free" if spec.outputs else "pinned")
+    if moves(own) != moves(spec):
+        raise SpecError(f"the alignment {path} is for another model than {model}: match with this model, or "
+                        "leave MODEL out")
+
+
+# ---- verify ------------------------------------------------------------------------------------------------
+
+
+@commands.command("verify")
+@click.argument("model")
+@click.argument("checkpoints", nargs=-1, metavar="CHECKPOINT_A CHECKPOINT_B | [CHECKPOINT] --alignment FILE")
+@click.option("--alignment", type=click.Path(), metavar="FILE",
+              help="Check that this alignment keeps the function of MODEL, in float64, with the weights of "
+                   "CHECKPOINT or its own.")
+@output_option("Write the alignment that makes A equal B to this file.", required=False)
+@input_option
+@extra_option
+@json_option
+@click.pass_context
+def verify_command(context: click.Context, model: str, checkpoints: tuple[str, ...], alignment: str | None,
+                   output: str | None, inputs: tuple[str, ...], ignore_extra: bool, as_json: bool) -> int:
+    """Decide whether checkpoint B is a permuted A, or whether an alignment keeps the function of MODEL."""
+    if alignment and len(checkpoints) < 2 and not output:
+        return _verify_alignment(model, checkpoints, alignment, inputs, ignore_extra, as_json)
+    if alignment or len(checkpoints) != 2:
+        raise click.UsageError("give two checkpoints (and -o if wanted), or --alignment FILE and at most one "
+                               "checkpoint", context)
+    if output:
+        claim(output, *checkpoints)
+    spec, (a, b) = read(spec_of(model, inputs), checkpoints, ignore_extra)
+    with working("comparing"):
+        found = find_equivalence(spec, a, b)
+    if found is None:
+        answer({"equivalent": False}, "NOT equivalent: no alignment was found that makes {} equal {}".format(
+            *checkpoints), as_json)
+        return NO
+    if output:
+        found.save(output)
+    moved = sum(found.moved.values())
+    data = {"equivalent": True, "moved": moved} | ({"output": output} if output else {})
+    written = f"; written: {output}" if output else ""
+    answer(data, f"equivalent: {checkpoints[0]} with {moved:,} elements moved is {checkpoints[1]}, number "
+                 f"for number{written}", as_json)
+    return DONE
+
+
+def _verify_alignment(model: str, checkpoints: tuple[str, ...], path: str, inputs: tuple[str, ...],
+                      ignore_extra: bool, as_json: bool) -> int:
+    alignment = Alignment.load(path)
+    module, own = load_model(model, inputs, real=True)
+    own = pytree.tree_map_only(Tensor, telling, own)
+    state = None
+    if checkpoints:
+        names = {*alignment.spec.names, *alignment.spec.passed}
+        _, (found,) = read(alignment.spec, checkpoints, ignore_extra)
+        state = {name: tensor for name, tensor in found.items() if name in names}
+    try:
+        with working("running in float64"):
+            evidence, status = verify(module, own, alignment, state=state), DONE
+    except NotEquivalentError as error:
+        if not isinstance(error.evidence, Evidence):
+            raise
+        evidence, status = error.evidence, NO
+    answer(evidence_data(evidence), str(evidence), as_json)
+    return status
+
+
+def telling(tensor: Tensor) -> Tensor:
+    """An input that shows differences: random numbers in place of a stand-in that is the same everywhere."""
+    if tensor.is_floating_point() and (tensor.is_meta or bool((tensor == tensor.flatten()[:1]).all())):
+        return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=tensor.dtype)
+    return tensor
+
+
+# ---- demo --------------------------------------------------------------------------------------------------
+
+
+@commands.command()
+@output_option("A folder for pictures.", required=False, default="fxrebasin-demo", show_default=True)
+@json_option
+def demo(output: str, as_json: bool) -> None:
+    """Carry fine-tunings of two shipped networks over to new bases, and measure the worth. Offline."""
+    from rich.console import Console
+
+    from ..demo.run import run
+
+    results = run(output, Console(stderr=as_json, width=None if sys.stdout.isatty() else 120))
+    if as_json:
+        click.echo(json.dumps(results))

@@ -1,0 +1,44 @@
+"""Options that several commands have."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+from click.core import ParameterSource
+
+from ..match import METHODS
+
+json_option = click.option("--json", "as_json", is_flag=True,
+                           help="Print one JSON document and nothing else.")
+input_option = click.option(
+    "--input", "inputs", multiple=True, metavar="[NAME=]SIZES[:DTYPE[:BELOW]]",
+    help="An example input, such as 2x3x224x224 or input_ids=2x16:int64:30000; once for each.")
+extra_option = click.option(
+    "--ignore-extra", is_flag=True,
+    help="Leave entries of checkpoints that the model does not have as they are, instead of refusing them.")
+_MATCHING = {
+    "method": click.option("--method", type=click.Choice(METHODS), default="exact", show_default=True),
+    "seed": click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+                         help="Decides every random choice."),
+    "effort": click.option("--effort", type=click.Choice(("fast", "balanced", "best")), default="balanced",
+                           show_default=True),
+}
+
+
+def matching_options(command: Callable) -> Callable:
+    """How to match: the options `method`, `seed` and `effort`, as `find` takes them."""
+    for option in reversed(_MATCHING.values()):
+        command = option(command)
+    return command
+
+
+def output_option(what: str, **settings) -> Callable:
+    """-o, with `what` as its help; a name must be given unless the settings say otherwise."""
+    return click.option("-o", "--output", type=click.Path(), help=what, **{"required": True, **settings})
+
+
+def refuse_matching(context: click.Context, why: str) -> None:
+    """Raises UsageError if the command line says how to match."""
+    for name in _MATCHING:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} says how to match, and {why}: leave it out", context)

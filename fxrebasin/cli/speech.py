@@ -1,0 +1,89 @@
+"""What is said to the user: answers on stdout, everything else on stderr, each a line."""
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from ..errors import FxrebasinError
+from ..verify import Evidence
+
+DONE, NO, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+def answer(data: dict[str, Any], text: str, as_json: bool) -> None:
+    """One JSON document, or text, on stdout."""
+    click.echo(json.dumps(data, allow_nan=False) if as_json else text)
+
+
+def note(text: str, word: str = "note") -> None:
+    """One line on stderr, whatever is in the text."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    click.echo(f"fxrebasin: {word}: {' '.join(line.split())}", err=True)
+
+
+def fail(text: str, status: int) -> int:
+    note(text, "error")
+    return status
+
+
+def explain(error: Exception) -> str:
+    """One line for the user."""
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "fxrebasin"
+        return f"{error.format_message().rstrip('.')}: see `{path} --help`"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, FxrebasinError):
+        return str(error)
+    if isinstance(error, MemoryError) or "can't allocate" in str(error) or "not enough memory" in str(error):
+        return "out of memory: use a machine with more, or a smaller --input"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}: check the path and its permissions"
+    return (f"internal error: {type(error).__name__}: {error}: this is a defect of fxrebasin, set "
+            "FXREBASIN_DEBUG=1 for the traceback and report it")
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[Callable[[dict], None]]:
+    """A line on stderr for as long as something takes, if that is a terminal; stdout is kept clean."""
+    with contextlib.redirect_stdout(sys.stderr):
+        if not sys.stderr.isatty():
+            yield lambda news: None
+            return
+        from rich.console import Console
+
+        def text(news: dict) -> str:
+            told = ", ".join(f"{key} {value}" for key, value in news.items())
+            return f"{what}: " + told.replace("[", "\\[")
+
+        with Console(stderr=True).status(what) as status:
+            yield lambda news: status.update(text(news))
+
+
+def some(names: list[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
+
+
+def evidence_data(evidence: Evidence) -> dict[str, Any]:
+    """Evidence for JSON, which has no infinity: that is a string."""
+
+    def finite(number: float) -> float | str:
+        return number if math.isfinite(number) else str(number)
+
+    return {
+        "equivalent": evidence.equivalent,
+        "max_abs": finite(evidence.max_abs),
+        "max_rel": finite(evidence.max_rel),
+        "where": evidence.where,
+        "tolerance": evidence.tolerance,
+        "offending": list(evidence.offending),
+        "outputs": {path: [finite(error) for error in errors] for path, errors in evidence.outputs.items()},
+    }

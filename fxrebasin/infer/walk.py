@@ -1,0 +1,219 @@
+"""One walk over a captured graph: every op's rule is applied to the values of its arguments."""
+
+from __future__ import annotations
+
+import operator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx
+from torch._decomp import core_aten_decompositions
+from torch._subclasses import FakeTensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from ..capture import Program
+from ..factors import Factors, Segment, Value, natural
+from ..rules import RULES, Call
+from ..rules.ties import Ties
+from ..spec import Spec
+from .index import Indices
+from .known import Constants, argument, shapes
+from .read import Reader
+
+_INPUT = "follows an input of the network"
+
+
+class Walk:
+    """One walk over one graph."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.factors = Factors()
+        self.values: dict[fx.Node, Any] = {}  # node -> Value, or a list of them for several results
+        self.state: dict[str, Value] = {}
+        self.live: set[fx.Node] = set()  # descends from the state
+        self.constants = Constants()
+        self.unruled: dict[str, str] = {}
+        self.indices = Indices()
+        self.origin: dict[fx.Node, fx.Node] = {}  # node of a decomposition -> the node that was decomposed
+        self._run()
+
+    def _run(self) -> None:
+        for node in self.program.module.graph.nodes:
+            if node.op in ("placeholder", "get_attr"):
+                self._leaf(node)
+            elif node.op == "call_function":
+                self._call(node)
+
+    # --------------------------------------------------------------------------------------------------------- leaves
+
+    def _leaf(self, node: fx.Node) -> None:
+        source = self.program.sources.get(node.name)
+        sizes = shapes(node.meta.get("val"))
+        if source is None or not sizes:
+            return
+        if source.kind == "state":
+            if source.name not in self.state:
+                self.state[source.name] = self.factors.value(sizes[0])
+            self.values[node] = self.state[source.name]
+            self.live.add(node)
+        elif source.kind == "constant":
+            self.constants.given[node] = source.value
+            self.values[node] = self._constant(source, sizes[0])
+        else:
+            self.values[node] = self.factors.value(sizes[0], _INPUT)
+
+    def _constant(self, source, shape) -> Value:
+        """A tensor of the graph that is not in the state: pinned along every axis on which its numbers vary."""
+        reason = f"the constant {source.name!r} varies along it"
+        content = source.value
+        segments = []
+        for d, size in enumerate(shape):
+            same = content is not None and size > 1 and bool((content == content.narrow(d, 0, 1)).all())
+            segments.append(Segment.plain(natural((size,)), None if same else reason))
+        return self.factors.build(shape, [segments])
+
+    # ------------------------------------------------------------------------------------------------------------ ops
+
+    def _call(self, node: fx.Node) -> None:
+        arguments = node.all_input_nodes
+        if any(argument in self.live for argument in arguments):
+            self.live.add(node)
+        if node.target is operator.getitem:
+            whole, index = node.args
+            parts = self.values.get(whole)
+            self.values[node] = parts[index] if isinstance(parts, list) and index < len(parts) else parts
+            return
+        sizes = shapes(node.meta.get("val"))
+        if not sizes:
+            return
+        results = self._apply_rule(node, sizes)
+        if (index := self._moved_index(node, results)) is not None:
+            results = self.indices.unique(node, index, results)
+        self.values[node] = results if isinstance(node.meta["val"], (tuple, list)) else results[0]
+
+    def _moved_index(self, node: fx.Node, results: list[Value]) -> Value | None:
+        """The index whose numbers an op moves, if it does nothing else."""
+        first = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        points = first.points if isinstance(first, Value) else None
+        alone = points is not None and node.all_input_nodes == [node.args[0]]
+        return first if alone and all(result.points is points for result in results) else None
+
+    def _apply_rule(self, node: fx.Node, sizes: list[tuple[int, ...]]) -> list[Value]:
+        op = str(node.target)
+        where = self.program.where(self.origin.get(node, node))
+        call = Call(self.factors, op, self._arguments(node), sizes, where or op,
+                    used=lambda k: any(user.target is not operator.getitem or user.args[1] == k for user in node.users),
+                    content=lambda name: self.constants.integers(node, name),
+                    ties=lambda name: self._ties(argument(node, name)))
+        rule = RULES.get(op)
+        reason = f"{op} has no rule"
+        if rule is not None:
+            try:
+                results = rule.apply(call)
+                if [r.shape for r in results[:len(sizes)]] == sizes:
+                    return results
+                reason = f"the rule for {op} does not fit these arguments"
+            except (KeyError, IndexError, ValueError, TypeError, StopIteration, AssertionError, ZeroDivisionError) as error:
+                reason = f"the rule for {op} does not fit these arguments ({type(error).__name__}: {error})"
+        elif node not in self.origin and (results := self._decomposed(node)):
+            return results
+        if node in self.live:
+            self.unruled[op] = where or node.name
+        for value in call.tensors():
+            self._pin(value, f"{reason} ({where})")
+        return [self.factors.value(shape, f"{reason} ({where})") for shape in sizes]
+
+    def _pin(self, value: Value, reason: str) -> None:
+        """Pins a value wholly, and the axis into which its numbers point."""
+        for block in value.blocks:
+            self.factors.pin(block.atoms(), reason)
+        if value.points is not None:
+            self._pin(value.points, reason)
+
+    def _decomposed(self, node: fx.Node) -> list[Value] | None:
+        """Walks what an op without a rule decomposes into; None if it does not."""
+        places = list(dict.fromkeys(node.all_input_nodes))
+        values = [place.meta.get("val") for place in places]
+
+        def run(*tensors):
+            known = dict(zip(places, tensors))
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda a: known[a])
+            return pytree.tree_leaves(node.target(*args, **kwargs))
+
+        try:
+            mode = next(v.fake_mode for v in values if isinstance(v, FakeTensor))
+            with mode, torch.no_grad():
+                inner = make_fx(run, decomposition_table=core_aten_decompositions())(*values).graph
+        except Exception:  # whatever a decomposition raises: there is none for these arguments
+            return None
+        if any(inside.target is node.target for inside in inner.nodes):
+            return None
+        outer = iter(places)
+        for inside in inner.nodes:
+            self.origin[inside] = node
+            if inside.op == "placeholder":
+                place = next(outer)
+                self.values[inside] = self.values.get(place)
+                self.constants.given[inside] = self.constants.evaluate(place)
+                if place in self.live:
+                    self.live.add(inside)
+            elif inside.op == "call_function":
+                self._call(inside)
+            elif inside.op == "output":
+                results = [self.values.get(a) for a in inside.args[0]]
+                return results if all(isinstance(r, Value) for r in results) else None
+        return None
+
+    def _arguments(self, node: fx.Node) -> dict[str, Any]:
+        """The arguments by schema name, defaults filled in, tensors as values."""
+        def value(argument):
+            if isinstance(argument, fx.Node):
+                known = self.values.get(argument)
+                return argument.meta.get("val") if known is None else known
+            return [value(a) for a in argument] if isinstance(argument, (list, tuple)) else argument
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            return {**{str(i): value(a) for i, a in enumerate(node.args)}, **{k: value(a) for k, a in node.kwargs.items()}}
+        named = {a.name: a.default_value for a in schema.arguments}
+        named.update({a.name: value(given) for a, given in zip(schema.arguments, node.args)})
+        named.update({k: value(given) for k, given in node.kwargs.items()})
+        return named
+
+    @cached_property
+    def _ties(self) -> Ties:
+        return Ties(self.program.module.graph, self.constants.integers)
+    # ----------------------------------------------------------------------------------------------- reading the spec
+
+    def spec(self, outputs: str) -> Spec:
+        program, free_outputs = self.program, {}
+        for output in program.outputs:
+            value = self.values.get(output.node) if output.node is not None else None
+            if not isinstance(value, Value):
+                continue
+            decision = getattr(output, "decision", False)
+            if outputs == "free" and not decision:
+                # what is chosen moves as its choice says, which no permutation of the output's own axes can
+                free_outputs[output.path] = self.factors.build(value.shape, [b.segments for b in value.blocks])
+                if value.points is not None:
+                    self._pin(value.points, f"network output {output.path!r}")
+                continue
+            reason = f"decides a branch ({output.path})" if decision else f"network output {output.path!r}"
+            self._pin(value, reason)
+        self._unused()
+        return Reader(self.state, free_outputs).spec(program, self.unruled)
+
+    def _unused(self) -> None:
+        """What the forward pass does not use could be permuted at will; that says nothing about the function."""
+        used = {self.program.sources[node.name].name for node in self.program.module.graph.nodes
+                if node.users and node.name in self.program.sources}
+        for name, shape in self.program.state.items():
+            if name in self.program.ties:
+                continue
+            if name not in self.state:
+                self.state[name] = self.factors.value(shape)
+            if name not in used:
+                for block in self.state[name].blocks:
+                    self.factors.pin(block.atoms(), "not used by the forward pass")

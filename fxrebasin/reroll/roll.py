@@ -1,0 +1,239 @@
+"""The graph with every family of slots run as one, over stacked parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from .batch import Hole, traced
+from .slots import Refused, Row, Slots
+from .twins import COMPARISONS, Wiring, cut_of
+from .writer import Writer
+
+aten = torch.ops.aten
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A node of the new graph; `slots`: whether its first dimension runs over the slots."""
+
+    node: fx.Node
+    slots: bool = False
+
+
+class Roll:
+    """One rewriting of one graph. `program` is the result, `stacks`: the names along axis 0 of each new tensor.
+
+    Nodes are taken in the order of the graph, a row of slots when its last node is reached: twins are equally deep, so
+    whatever the row needs has been reached before.
+    """
+
+    def __init__(self, wiring: Wiring, families: list[Slots], known: dict[tuple, fx.Graph]):
+        self.wiring, self.old, self.known = wiring, wiring.program, known
+        self.new = Writer(self.old.module)
+        self.held: dict[fx.Node, Any] = {}  # old node -> Held, or several for several results
+        self.stacks: dict[str, tuple[str, ...]] = {}
+        rows = [row for slots in families for row in slots.rows]
+        self.row_of = {node: row for row in rows for node in row.nodes}
+        last = {max(row.nodes, key=wiring.position.get): row for row in rows}
+        for node in self.old.module.graph.nodes:
+            if node in last:
+                row = last[node]
+                self.held.update(dict.fromkeys(row.nodes, self._row(row)))
+            elif node not in self.row_of and not self._is_part_of_total(node):
+                self.held[node] = self._outside(node)
+        outputs = tuple(dataclasses.replace(output, node=output.node and self.held[output.node].node)
+                        for output in self.old.outputs)
+        self.program = dataclasses.replace(self.old, module=self.new.finished(), sources=self.new.sources,
+                                           outputs=outputs, state=self._state())
+
+    # ------------------------------------------------------------------------------------- what is not in a slot
+
+    def _outside(self, node: fx.Node) -> Held:
+        if self._joins_slots(node):
+            result = self._total(node) if self.wiring.is_sum(node) else self._joined(node)
+            self._check_shapes(node, result, ())
+            return Held(result)
+        operands = {operand: self.held[operand].node for operand in node.all_input_nodes}
+        return Held(self.new.copy(node, operands, self.old.sources.get(node.name)))
+
+    @staticmethod
+    def _check_shapes(node: fx.Node, results, slots: Sequence[int]) -> None:
+        """Raises Refused unless the results have the shapes of the node's, with the slots in front."""
+        for old, new in zip(pytree.tree_leaves(node.meta["val"]), pytree.tree_leaves(results), strict=True):
+            if new.meta["val"].shape != (*slots, *old.shape) and old.numel():
+                raise Refused(node)
+
+    def _joins_slots(self, node: fx.Node) -> bool:
+        return any(operand in self.row_of for _, operand in self.wiring.operands.get(node, ()))
+
+    def _is_part_of_total(self, node: fx.Node) -> bool:
+        """Whether it is an addition within a sum that is written anew."""
+        whole = self.wiring.within.get(node)
+        return whole is not None and (whole in self.row_of or self._joins_slots(whole))
+
+    def _total(self, node: fx.Node) -> fx.Node:
+        """A sum of which some terms are those of all slots."""
+        total, done = None, set()
+        for _, term in self.wiring.operands[node]:
+            if term not in self.row_of:
+                value = self.held[term].node
+            elif self.row_of[term].nodes in done:
+                continue
+            else:
+                done.add(self.row_of[term].nodes)
+                value = self.new.call(node, aten.sum.dim_IntList, self._spread(term), [0])
+            total = value if total is None else self.new.call(node, aten.add.Tensor, total, value)
+        return total
+
+    def _joined(self, node: fx.Node) -> fx.Node:
+        """A concatenation or a stack of which neighbouring pieces are those of all slots."""
+        stacked = node.target is aten.stack.default
+        dim = (node.args[1] if len(node.args) > 1 else 0) % node.meta["val"].ndim
+        pieces, items = [], list(node.args[0])
+        while items:
+            if items[0] in self.row_of:
+                row = self.row_of[items[0]]
+                run, items = items[:len(row.nodes)], items[len(row.nodes):]
+                pieces.append(self._run(node, row, run, dim, stacked))
+            else:
+                piece = self.held[items.pop(0)].node
+                pieces.append(self.new.call(node, aten.unsqueeze.default, piece, dim) if stacked else piece)
+        return pieces[0] if len(pieces) == 1 else self.new.call(node, aten.cat.default, pieces, dim)
+
+    def _run(self, node: fx.Node, row: Row, run: list[fx.Node], dim: int, stacked: bool) -> fx.Node:
+        """The results of all slots side by side along a dimension, in the order of `run`."""
+        piece = self.new.take(node, self._spread(run[0]), 0, [row.nodes.index(item) for item in run])
+        rank = piece.meta["val"].ndim
+        order = [*range(1, dim + 1), 0, *range(dim + 1, rank)]
+        piece = self.new.call(node, aten.permute.default, piece, order)
+        if stacked:
+            return piece
+        shape = list(piece.meta["val"].shape)
+        shape[dim:dim + 2] = [shape[dim] * shape[dim + 1]]
+        return self.new.call(node, aten.reshape.default, piece, shape)
+
+    def _spread(self, term: fx.Node) -> fx.Node:
+        """What the slots give, slots first, though it may be the same for all."""
+        nodes = self.row_of[term].nodes
+        held = self.held[nodes[0]]
+        if held.slots:
+            return held.node
+        one = self.new.call(term, aten.unsqueeze.default, held.node, 0)
+        return self.new.call(term, aten.expand.default, one, [len(nodes), *one.meta["val"].shape[1:]])
+
+    # ----------------------------------------------------------------------------------------- what is in a slot
+
+    def _row(self, row: Row) -> Held | Sequence[Held]:
+        """One node of all slots."""
+        first = row.nodes[0]
+        if self.wiring.is_state(first):
+            return self._stacked(row)
+        if first.op != "call_function":
+            return Held(self.new.copy(first, {}, self.old.sources[first.name]))  # a constant
+        if row.cut is not None:
+            if self.held[first.args[0]].slots:  # each slot cuts a tensor of its own, elsewhere than the others
+                raise Refused(first)
+            return self._compared(row) if first.target in COMPARISONS else self._cut(row)
+        if first.target is operator.getitem:
+            whole = self.held[first.args[0]]
+            return Held(self.new.call(first, operator.getitem, whole.node, first.args[1])) if isinstance(
+                whole, Held) else whole[first.args[1]]
+        if self.wiring.is_sum(first):
+            terms = [self.held[term] for _, term in self.wiring.operands[first]]
+            total = terms[0]
+            for term in terms[1:]:
+                total = self._op(first, aten.add.Tensor, (total, term), {})
+            return total
+        return self._op(first, first.target, first.args, first.kwargs)
+
+    def _stacked(self, row: Row) -> Held:
+        """One placeholder for the state tensors of all slots."""
+        names = tuple(self.old.sources[node.name].name for node in row.nodes)
+        name = _common(names)
+        while name in self.old.state or name in self.stacks:
+            name += "*"
+        self.stacks[name] = names
+        return Held(self.new.state(row.nodes[0], name, (len(names), *self.old.state[names[0]])), True)
+
+    def _state(self) -> dict[str, tuple[int, ...]]:
+        """The state with each stack in the place of the first of its tensors."""
+        stack_of = {name: stack for stack, names in self.stacks.items() for name in names}
+        state: dict[str, tuple[int, ...]] = {}
+        for name, shape in self.old.state.items():
+            stack = stack_of.get(self.old.ties.get(name, name))
+            if stack is None:
+                state[name] = shape
+            else:
+                state.setdefault(stack, (len(self.stacks[stack]), *shape))
+        return state
+
+    def _cut(self, row: Row) -> Held:
+        """The parts that the slots take of a shared tensor, slots first."""
+        node = row.nodes[0]
+        whole, dim = cut_of(node)
+        positions = [position for cut in row.cut for position in cut]
+        parts = self.new.take(node, self.held[whole].node, dim, positions)
+        shape = list(parts.meta["val"].shape)
+        is_single = node.meta["val"].ndim < len(shape)  # a `select`, which drops the dimension
+        shape[dim:dim + 1] = [len(row.cut)] if is_single else [len(row.cut), len(row.cut[0])]
+        parts = self.new.call(node, aten.reshape.default, parts, shape)
+        order = [dim, *(d for d in range(len(shape)) if d != dim)]
+        return Held(self.new.call(node, aten.permute.default, parts, order), True)
+
+    def _compared(self, row: Row) -> Held:
+        """A shared tensor, compared with a number that each slot has of its own."""
+        node, numbers = row.nodes[0], [cut[0] for cut in row.cut]
+        if numbers == list(range(len(numbers))):
+            line = self.new.call(node, aten.arange.default, len(numbers))
+        else:
+            line = self.new.constant(torch.tensor(numbers))
+        shape = [len(numbers)] + [1] * node.args[0].meta["val"].ndim
+        line = self.new.call(node, aten.reshape.default, line, shape)
+        target = aten.eq.Tensor if node.target is aten.eq.Scalar else aten.ne.Tensor
+        return Held(self.new.call(node, target, self.held[node.args[0]].node, line), True)
+
+    def _op(self, node: fx.Node, target, args: tuple, kwargs: Mapping[str, Any]) -> Held | Sequence[Held]:
+        """An op of a slot, for all slots at once."""
+        operands: list[Held] = []
+
+        def hole(x):
+            x = self.held[x] if isinstance(x, fx.Node) else x
+            if not isinstance(x, Held):
+                return x
+            operands.append(x)
+            return Hole(len(operands) - 1)
+
+        args, kwargs = pytree.tree_map(hole, (tuple(args), dict(kwargs)))
+        if not any(operand.slots for operand in operands):
+            args, kwargs = pytree.tree_map_only(Hole, lambda x: operands[x.k].node, (args, kwargs))
+            return Held(self.new.call(node, target, *args, **kwargs))
+        values = [self.new.fresh(operand.node.meta["val"]) for operand in operands]
+        slots = [operand.slots for operand in operands]
+        seen = [(tuple(value.shape), value.stride(), value.dtype, value.device) for value in values]
+        key = str(target), str((args, kwargs)), str((seen, slots))
+        try:
+            if key not in self.known:
+                with self.new.mode:
+                    self.known[key] = traced(target, args, kwargs, values, slots)
+            results = self.new.insert(node, self.known[key], [operand.node for operand in operands])
+            self._check_shapes(node, results, next(o.node for o in operands if o.slots).meta["val"].shape[:1])
+        except Exception as error:  # whatever vmap raises: the op cannot be run for all slots at once
+            raise Refused(node) from error
+        return pytree.tree_map_only(fx.Node, lambda result: Held(result, True), results)
+
+
+def _common(names: tuple[str, ...]) -> str:
+    """What the names have in common, a star for the one part in which they differ; else the first name and a star."""
+    parts = [name.split(".") for name in names]
+    if len({len(part) for part in parts}) == 1:
+        columns = [set(column) for column in zip(*parts)]
+        if sum(len(column) > 1 for column in columns) == 1:
+            return ".".join("*" if len(column) > 1 else part for column, part in zip(columns, parts[0]))
+    return names[0] + "*"

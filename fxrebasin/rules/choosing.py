@@ -1,0 +1,68 @@
+"""Ops that rank numbers: the largest ones, and where they are.
+
+The values do not depend on the order of what is ranked. The places do: they are an index that points into the ranked
+axis, and follow it. That holds as long as no two of the numbers are equal, for among equals the place decides.
+"""
+
+from __future__ import annotations
+
+from .norms import reduced
+from .rule import Call, Value, rearrangement
+
+
+def _ranked(call: Call, place: int) -> Value | None:
+    """The axis along which `self` is ranked, if the result of number `place`, which holds the places, is used at all;
+    pinned if numbers may be equal."""
+    if not call.used(place):
+        return None
+    value = call.args["self"]
+    dim = call.dim(value)
+    if why := call.ties("self"):
+        call.pin(value, [dim], because=f"{why}, and among equal numbers their order decides which are chosen")
+    letters = [f"d{d}" for d in range(len(value.shape))]
+    return call.relate(f"{' '.join(letters)} -> {letters[dim]}", [value])[0]
+
+
+@rearrangement("topk.default sort.default sort.stable argsort.default argsort.stable kthvalue.default",
+               sample=lambda T: {"topk": (T(3, 5), 2), "kthvalue": (T(3, 5), 2)}.get(
+                   T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")))
+def ranked(call: Call):
+    value = call.args["self"]
+    dim, count = call.dim(value), max(len(call.shapes), 1)
+    axis = _ranked(call, count - 1)
+    letters = [f"d{d}" for d in range(len(value.shape))]
+    inside = " ".join(letters)
+    kept = " ".join("z" if d == dim else x for d, x in enumerate(letters))
+    if len(call.shapes[0]) < len(value.shape):
+        kept = kept.replace("z", "")
+    results = [call.relate(f"{inside} -> {kept}", [value])[0] for _ in range(count)]
+    results[-1].points = axis
+    return results
+
+
+@rearrangement("max.dim min.dim median.dim", sample=lambda T: (T(2, 3, 4), 1))
+def extremum(call: Call):
+    value = call.args["self"]
+    axis = _ranked(call, 1)
+    results = [reduced(call, value, [call.dim(value)], call.args["keepdim"]) for _ in range(2)]
+    results[1].points = axis
+    return results
+
+
+@rearrangement("mode.default", sample=lambda T: (T(2, 3, 4), 1))
+def mode(call: Call):
+    value = call.args["self"]
+    call.pin(value, [call.dim(value)])
+    return [reduced(call, value, [call.dim(value)], call.args["keepdim"])] * 2
+
+
+@rearrangement("argmax.default argmin.default", sample=(lambda T: (T(2, 3, 4), 1), lambda T: (T(2, 3),)))
+def arg_extremum(call: Call):
+    value = call.args["self"]
+    if call.args["dim"] is None:
+        call.pin(value)
+        return reduced(call, value, call.dims(value), call.args["keepdim"])
+    axis = _ranked(call, 0)
+    result = reduced(call, value, call.dims(value), call.args["keepdim"])
+    result.points = axis
+    return result
