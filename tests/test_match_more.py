@@ -1,5 +1,8 @@
 """Matching beyond one pair: several models, activations, budgets, interruption; and what the exact step may leave out."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,8 @@ from torch import nn
 import fxrebasin as fxr
 from fxrebasin.match import Problem, Step
 from fxrebasin.match import descent
+from fxrebasin.match import step as steps
+from fxrebasin.match.assignment import assign_many
 
 
 class Attention(nn.Module):
@@ -49,25 +54,15 @@ def noisy(spec, state, sigma, seed):
 def test_inner_assignments_that_are_skipped_never_change_the_answer(deep, sigma, monkeypatch):
     model, spec = deep
     _, target = noisy(spec, model.state_dict(), sigma, 5)
-    solved = []
-    lazily = descent.Step._best_lazily
-    monkeypatch.setattr(descent.Step, "_best_lazily",
-                        lambda self, own, parts, frame: solved.append(own.shape) or lazily(self, own, parts, frame))
     problem = Problem(spec, model.state_dict(), target)
     nests = [n for n in problem.nests.values() if len(n.groups) > 1]
-    steps = [Step(nest, problem.pieces_of(nest)) for nest in nests]
-    assert solved, "no nest was solved lazily"
-
-    def eagerly(self, own, parts, frame):
-        n = own.shape[0]
-        inner = [(child, e, self._best(child, lower, frame)) for child, e, lower in parts]
-        values = own + sum(solution.values for *_, solution in inner).reshape(n, n)
-        found = descent.assign(values)
-        return descent.Solution(found.columns[None], np.array([found.value]), inner)
-
-    monkeypatch.setattr(descent.Step, "_best_lazily", eagerly)
-    for nest, step in zip(nests, steps):
-        reference = Step(nest, problem.pieces_of(nest))
+    pieces = {n.root.name: [p for p in problem.pieces_of(n) if not n.coupled(p.factors)] for n in nests}
+    lazy = [Step(nest, pieces[nest.root.name]) for nest in nests]
+    assert lazy, "nothing is nested"
+    monkeypatch.setattr(Step, "_best_root", lambda self, e, frame: self._best(
+        self.nest.root, self.scores[self.nest.root.name][e][None], frame))
+    for nest, step in zip(nests, lazy):
+        reference = Step(nest, pieces[nest.root.name])
         assert step.gained == pytest.approx(reference.gained, rel=1e-12, abs=1e-12)
         for name, moves in reference.moves.items():
             np.testing.assert_array_equal(step.moves[name], moves)
@@ -75,8 +70,8 @@ def test_inner_assignments_that_are_skipped_never_change_the_answer(deep, sigma,
 
 def test_bound_is_never_below_the_best_assignment():
     scores = np.random.default_rng(0).normal(size=(200, 7, 7))
-    _, values = descent.assign_many(scores)
-    assert (descent._bound(scores) >= values - 1e-12).all()
+    _, values = assign_many(scores)
+    assert (steps.bound(scores) >= values - 1e-12).all()
 
 
 def test_a_deep_nest_is_recovered(deep):
@@ -172,8 +167,9 @@ def test_zero_tensors_and_single_elements(method):
 
 
 def test_similarities_that_are_kept_are_those_computed_anew(deep, monkeypatch):
+    from fxrebasin.match import cache
     from fxrebasin.match.cache import Similarities
-    from fxrebasin.match.problem import similarity
+    from fxrebasin.match.similarity import similarity
     model, spec = deep
     _, target = noisy(spec, model.state_dict(), 4.0, 6)
     kept, worst = Similarities.__call__, []
@@ -185,15 +181,89 @@ def test_similarities_that_are_kept_are_those_computed_anew(deep, monkeypatch):
         return known
 
     monkeypatch.setattr(Similarities, "__call__", both)
+    monkeypatch.setattr(cache, "WORTH", 0)
     problem = Problem(spec, model.state_dict(), target)
     descent.descend(problem, problem.roots, descent.Clock(), 20)
     assert problem.similarities.shares and len(worst) > len(problem.roots), "nothing was kept or solved twice"
     assert max(worst) < 1e-12, f"kept similarities are off by {max(worst):.1e}"
 
 
-def test_kept_similarities_stay_within_their_room(deep):
+def test_kept_similarities_stay_within_their_room(deep, monkeypatch):
+    from fxrebasin.match import cache
+    monkeypatch.setattr(cache, "WORTH", 0)
     model, spec = deep
     _, target = noisy(spec, model.state_dict(), 1.0, 6)
     problem = Problem(spec, model.state_dict(), target)
     descent.descend(problem, problem.roots, descent.Clock(), 20)
-    assert sum(s.nbytes for s in problem.similarities.shares.values()) <= problem.similarities.room
+    kept = problem.similarities.shares
+    assert kept and sum(s.nbytes for s in kept.values()) <= problem.similarities.room
+
+
+def test_nothing_keeps_the_states_after_a_match(deep):
+    """Without waiting for the garbage collector: states can be large."""
+    model, spec = deep
+    source = {k: v.clone() for k, v in model.state_dict().items()}
+    problem = Problem(spec, source, spec.random(1).apply(source))
+    descent.descend(problem, problem.roots, descent.Clock(), 20)
+    assert problem.alignment != spec.identity()
+    gc.disable()
+    try:
+        known = weakref.ref(problem)
+        del problem
+        assert known() is None
+    finally:
+        gc.enable()
+
+
+def test_states_are_neither_copied_nor_changed(deep):
+    """Pieces are views of the states, also where a tensor falls into several blocks, before and after a move."""
+    model, spec = deep
+    torch.manual_seed(0)
+    fused = nn.ModuleDict({"first": nn.Linear(4, 18), "second": nn.Linear(6, 2)})  # three segments: a GRU's gates
+    fused.forward = lambda x: fused["second"](torch.stack(fused["first"](x).chunk(3, -1)).tanh().prod(0))
+    for module, one in ((model, spec), (fused, fxr.infer(fused, torch.randn(2, 4)))):
+        source = {k: v.clone() for k, v in module.state_dict().items()}
+        target = one.random(1).apply(source)
+        before = {k: v.clone() for k, v in source.items()}
+        problem = Problem(one, source, target)
+        problem.move(one.random(2).permutations)
+        held = {t.untyped_storage().data_ptr() for state in (source, target) for t in state.values()}
+        for piece in problem.pieces:
+            assert {side.untyped_storage().data_ptr() for side in (piece.source, piece.target)} <= held, piece.tensor
+        fxr.match(one, source, target)
+        assert all(torch.equal(source[k], before[k]) for k in before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_parts_make_up_the_moved_source(deep, dtype):
+    model, spec = deep
+    source = {k: v.to(dtype) for k, v in model.state_dict().items()}
+    problem, moved = Problem(spec, source, source), spec.random(3)
+    problem.reset(moved)
+    whole = Problem(spec, moved.apply(source), source)
+    for piece, other in zip(problem.pieces, whole.pieces):
+        piece.part = 7
+        expected = other.sides()[1]
+        assert torch.equal(piece.sides()[1], expected)
+        for axis in range(expected.ndim):
+            parts = [side for _, side in piece.parts([axis])]
+            assert torch.equal(torch.cat(parts, axis), expected)
+            assert len(parts) > 1 or expected.shape[axis] == 1 or expected.numel() <= 7
+    assert problem.cosine() == pytest.approx(whole.cosine(), abs=1e-12 if dtype == torch.float64 else 1e-6)
+
+
+def test_similarities_do_not_depend_on_how_sources_are_gathered(deep):
+    """In parts or whole; columns moved at the end or every source before."""
+    from fxrebasin.match.similarity import similarity
+    model, spec = deep
+    _, target = noisy(spec, model.state_dict(), 1.0, 6)
+    moved = spec.random(3)
+    problem, whole = Problem(spec, model.state_dict(), target), Problem(spec, moved.apply(model.state_dict()), target)
+    problem.reset(moved)
+    for piece in problem.pieces:
+        piece.part = 5
+    for name, nest in problem.nests.items():
+        for group in nest.groups:
+            mine, theirs = ([p for p in q.pieces_of(nest) if nest.owner(p.factors) is group] for q in (problem, whole))
+            a, b = similarity(nest, group, mine), similarity(nest, group, theirs)
+            assert (a - b).abs().max() <= 1e-12 * b.abs().max()

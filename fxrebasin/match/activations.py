@@ -1,11 +1,12 @@
 """Matching with a handful of unlabelled inputs: activations as further evidence about the groups.
 
-The captured graph is interpreted on both states; wherever an intermediate holds factors of some group, its activations
-become pieces of the objective like any weight. No hooks, and no architecture is special.
+The captured graph is interpreted on both states; wherever an intermediate holds factors of some group, its
+activations become pieces of the objective like any weight. No hooks, and no architecture is special.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,23 +15,25 @@ import torch
 from ..capture import capture
 from ..errors import SpecError
 from ..infer import observed
+from ..reroll import rerolled_as
 from ..spec import Axis, Spec
 from .problem import Piece, Problem
 
 PLACES = 4  # intermediates that are looked at for each group, spread over the network
 
 
-def add_activations(problem: Problem, spec: Spec, model, inputs: Iterable[Any], source: Mapping[str, torch.Tensor],
-                    target: Mapping[str, torch.Tensor], weight: float) -> None:
-    """Adds activations on `inputs` (an iterable of batches, each as for `infer`) to the objective.
+def add_activations(problem: Problem, spec: Spec, model, inputs: Iterable[Any],
+                    source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], weight: float) -> None:
+    """Adds activations on `inputs` (an iterable of batches, each as for `infer`) to the objective. The states
+    are stacked.
 
-    Every unit is centred and scaled to unit variance in each network, so that a piece counts correlations. `weight`
-    scales all pieces so that activations together weigh `weight` times as much as the weights do.
+    Every unit is centred and scaled to unit variance in each network, so that a piece counts correlations.
+    `weight` scales all pieces so that activations together weigh `weight` times as much as the weights do.
     """
     batches = list(inputs)
     if not batches:
         raise SpecError("no inputs to match activations on: give at least one batch, or leave `inputs` out")
-    program = capture(model, batches[0])
+    program = rerolled_as(capture(model, batches[0]), spec.stacks)
     places = observed(program, spec, PLACES)
     rows = [{name: [] for name in places} for _ in range(2)]
     for side, state in zip(rows, (source, target)):
@@ -45,8 +48,10 @@ def add_activations(problem: Problem, spec: Spec, model, inputs: Iterable[Any], 
         factors = ("samples",) + tuple(f for axis in axes for f in axis.factors)
         sizes = [spec.sizes[f] for f in factors[1:]]
         old, new = (_standardised(torch.cat(side[name])).reshape(-1, *sizes) for side in rows)
-        pieces.append(Piece(f"activations of {name}", factors, new.to(problem.pieces[0].target), old.to(problem.pieces[0].target)))
-    total = sum(float(torch.linalg.vector_norm(p.target)) * float(torch.linalg.vector_norm(p.source)) for p in pieces)
+        like, kind = problem.pieces[0].target.device, problem.pieces[0].dtype
+        pieces.append(Piece(f"activations of {name}", factors, new.to(like, kind), old.to(like, kind), kind,
+                            problem.alignment))
+    total = sum(math.prod(float(torch.linalg.vector_norm(side)) for side in (p.target, p.source)) for p in pieces)
     if total > 0:
         for piece in pieces:
             piece.target *= weight * problem.norm / total
@@ -60,7 +65,7 @@ def _rows(value: torch.Tensor, axes: tuple[Axis, ...]) -> torch.Tensor:
         flat = torch.from_numpy(axes[d].positions.reshape(-1).copy()).to(value.device)
         value = value.index_select(d, flat)
     rest = [d for d in range(value.ndim) if d not in held]
-    return value.permute(rest + held).reshape(-1, int(torch.tensor([value.shape[d] for d in held]).prod())).double()
+    return value.permute(rest + held).reshape(-1, math.prod(value.shape[d] for d in held)).double()
 
 
 def _standardised(rows: torch.Tensor) -> torch.Tensor:

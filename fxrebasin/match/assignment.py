@@ -59,6 +59,10 @@ def assign(scores: np.ndarray, *, solver: str = "auto", prices: np.ndarray | Non
     if engine is None:
         columns = linear_sum_assignment(scores, maximize=True)[1].astype(np.int64)
         return Assignment(*_prefer_identity(scores, columns), None, 0.0)
+    if n and not prices.any():
+        columns = scores.argmax(1)      # where no two rows want the same column, all get what they want
+        if np.bincount(columns, minlength=n).max(initial=0) <= 1:
+            return Assignment(*_prefer_identity(scores, columns.astype(np.int64)), prices, 0.0)
     result = _solve(engine, scores, prices)
     if result.gap > ROUNDING and prices.any():  # prices so large that the scores drown in their rounding
         result = _solve(engine, scores, np.zeros(n))

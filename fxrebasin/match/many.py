@@ -1,7 +1,7 @@
 """Several models at once: alignments to one shared reference, so that every cycle composes to the identity.
 
-Source: "MergeMany", Git Re-Basin (Ainsworth et al. 2023), algorithm 3: each model in turn is aligned to the mean of the
-others, until nothing improves.
+Source: "MergeMany", Git Re-Basin (Ainsworth et al. 2023), algorithm 3: each model in turn is aligned to the
+mean of the others, until nothing improves.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ State = Mapping[str, torch.Tensor]
 def match_many(spec: Spec, states: Sequence[State], *, rounds: int = 10, **options) -> list[Alignment]:
     """Aligns every state to one shared reference: result[i].apply(states[i]) are close to each other.
 
-    The first state stays where it is. The alignment of state i onto state j is result[j].inverse() @ result[i]; around
-    any cycle these compose to the identity. `options` are those of `match`.
+    The first state stays where it is. The alignment of state i onto state j is result[j].inverse() @
+    result[i]; around any cycle these compose to the identity. `options` are those of `match`.
     """
     from . import match
     if len(states) < 2:
@@ -41,7 +41,8 @@ def match_many(spec: Spec, states: Sequence[State], *, rounds: int = 10, **optio
 
 
 def merge(states: Sequence[State], weights: Sequence[float] | None = None) -> dict[str, torch.Tensor]:
-    """The weighted mean of aligned states, formed in float32 at least; dtypes and counters are those of the first."""
+    """The weighted mean of aligned states, formed in float32 at least; dtypes and counters are those of the
+    first."""
     weights = [1 / len(states)] * len(states) if weights is None else [w / sum(weights) for w in weights]
     result = {}
     for name, first in states[0].items():
@@ -49,5 +50,6 @@ def merge(states: Sequence[State], weights: Sequence[float] | None = None) -> di
             result[name] = first.detach().clone()
             continue
         wide = torch.promote_types(first.dtype, torch.float32)
-        result[name] = sum(w * s[name].detach().to(first.device, wide) for w, s in zip(weights, states)).to(first.dtype)
+        mean = sum(w * s[name].detach().to(first.device, wide) for w, s in zip(weights, states))
+        result[name] = mean.to(first.dtype)
     return result

@@ -1,8 +1,8 @@
 """Joint Frank-Wolfe: all groups at once, over convex combinations of alignments, from the barycentre.
 
-Source: "C2M3: Cycle-Consistent Multi-Model Merging" (Crisostomi et al., NeurIPS 2024), algorithm 1, for two models: unlike
-coordinate ascent, no group is committed before the others. Ours keeps the nested structure: every vertex is an exact
-nested step, so that combinations stay within the hull of true alignments.
+Source: "C2M3: Cycle-Consistent Multi-Model Merging" (Crisostomi et al., NeurIPS 2024), algorithm 1, for two
+models: unlike coordinate ascent, no group is committed before the others. Ours keeps the nested structure:
+every vertex is an exact nested step, so that combinations stay within the hull of true alignments.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import torch
 
 from ..alignment import Alignment
 from ..spec import Group
-from .descent import Clock, Step
-from .problem import Nest, Piece, Problem, flat_sources
+from .descent import Clock
+from .gather import flat_sources
+from .nest import Nest
+from .problem import Piece, Problem
+from .step import Step
 
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of the line search: the objective is a polynomial on the line
 
 
 def frank_wolfe(problem: Problem, clock: Clock, rounds: int = 40) -> None:
     """Moves the source to the vertex at which joint Frank-Wolfe from the barycentre ends."""
-    sources = [piece.source for piece in problem.pieces]
+    sources = [piece.sides()[1] for piece in problem.pieces]
     plans = {name: _barycentre(problem, nest) for name, nest in problem.nests.items()}
     vertex: dict[str, np.ndarray] = {}
     here = _objective(problem, sources, plans)
@@ -31,8 +34,9 @@ def frank_wolfe(problem: Problem, clock: Clock, rounds: int = 40) -> None:
             break
         vertex = {}
         for name, nest in problem.nests.items():
-            pieces = [Piece(p.tensor, p.factors, p.target, _soft(problem, source, p.factors, plans, without=name))
+            around = [(p, _soft(problem, source, p.factors, plans, without=name))
                       for p, source in zip(problem.pieces, sources) if nest.root.members[0] in p.factors]
+            pieces = [Piece(p.tensor, p.factors, p.target, soft, p.dtype) for p, soft in around]
             vertex |= Step(nest, pieces).moves
         corners = {name: _matrices(problem, nest, vertex) for name, nest in problem.nests.items()}
         scored = [(_objective(problem, sources, mixed), s, mixed) for s in STEPS
@@ -52,8 +56,9 @@ def _places(nest: Nest, group: Group) -> list[str]:
 
 
 def _barycentre(problem: Problem, nest: Nest) -> dict[str, torch.Tensor]:
-    """The mean of all alignments of a nest, as a matrix for each group over its places; pinned places stay put."""
-    like = problem.pieces[0].target
+    """The mean of all alignments of a nest, as a matrix for each group over its places; pinned places stay
+    put."""
+    like = problem.pieces[0].sides()[0]
     plans = {}
     for group in nest.groups:
         matrix = torch.ones(1, 1, dtype=like.dtype, device=like.device)
@@ -67,13 +72,14 @@ def _barycentre(problem: Problem, nest: Nest) -> dict[str, torch.Tensor]:
 
 def _matrices(problem: Problem, nest: Nest, moves: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """The permutation matrices of the moves of a nest, over the places of each group."""
-    like = problem.pieces[0].target
-    move = Alignment(problem.spec, {**problem._identity.permutations, **{g.name: moves[g.name] for g in nest.groups}})
+    like = problem.pieces[0].sides()[0]
+    move = Alignment(problem.spec, {**problem.identity.permutations, **{g.name: moves[g.name] for g in nest.groups}})
     flat = {group.name: flat_sources(move, _places(nest, group)) for group in nest.groups}
     return {name: torch.eye(order.numel(), dtype=like.dtype, device=like.device)[order] for name, order in flat.items()}
 
 
-def _soft(problem: Problem, source: torch.Tensor, factors: Sequence[str], plans, without: str | None = None) -> torch.Tensor:
+def _soft(problem: Problem, source: torch.Tensor, factors: Sequence[str], plans,
+          without: str | None = None) -> torch.Tensor:
     """A source moved by the plans of all nests but one."""
     for name, nest in problem.nests.items():
         if name == without or nest.root.members[0] not in factors:
@@ -92,5 +98,5 @@ def _soft(problem: Problem, source: torch.Tensor, factors: Sequence[str], plans,
 
 
 def _objective(problem: Problem, sources, plans) -> float:
-    return sum(float((p.target * _soft(problem, source, p.factors, plans)).sum(dtype=torch.float64))
+    return sum(float((p.sides()[0] * _soft(problem, source, p.factors, plans)).sum(dtype=torch.float64))
                for p, source in zip(problem.pieces, sources))
