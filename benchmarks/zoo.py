@@ -4,14 +4,17 @@
 
 Every model is built with random weights (transformers from tiny configurations, the others in a small
 variant at a small image size), in a process of its own with a time limit. A row is written as soon as it is
-known: a run that is cut short goes on where it stopped, and `--again` runs anew what `--only` names.
+known: a run that is cut short goes on where it stopped, and `--again` runs anew what `--only` names. What
+crashes, hangs or runs out of memory is a row that says so.
 `--table` writes results/zoo.md from the rows.
 
 What a row says: times are CPU seconds of one thread; `share` is the part of the state's elements with at
-least one axis that some group moves; `error` is the worst relative change of an output, max |y - y'| / max
+least one axis that some group moves (`share, free`: in the larger group in which the outputs' axes move with
+the network, the residual stream of a model without a head; what the forward pass does not use never moves);
+`error` is the worst relative change of an output, max |y - y'| / max
 |y|, under three random group elements, in float64, with every tensor of the state randomised; `error, free`
-is the same for one element of the larger group in which the outputs' axes move with the network (the
-residual stream of a model without a head); `control` is the error after half of the tensors that should
+is the same for one element of the larger group; where random weights of the usual size make rounding grow
+without bound, they are smaller; `control` is the error after half of the tensors that should
 have moved were left where they are: if that is small, the others prove little. Beyond 20 million parameters
 there is one random element and no `error, free`.
 """
@@ -40,15 +43,14 @@ import fxrebasin as fxr
 from fxrebasin.capture import Program, capture
 
 from .machine import processor
-from .zoo_models import timm_models, torchvision_models, transformers_models
+from .zoo_models import MOST_PARAMETERS, timm_models, torchvision_models, transformers_models
 
 RESULTS = Path(__file__).with_name("results")
 COLUMNS = ("family", "model", "outcome", "parameters", "nodes", "capture_s", "infer_s", "groups",
-           "log10_order", "share", "error", "error_free", "control", "unruled_axes", "unruled_ops",
-           "front_end")
+           "log10_order", "share", "share_free", "error", "error_free", "control", "unruled_axes",
+           "unruled_ops", "front_end", "total_s")
 SOUND = 1e-9
 MANY_PARAMETERS = 20_000_000  # beyond, one random element instead of four
-MOST_PARAMETERS = 160_000_000  # beyond, float64 copies take too much memory: not evaluated
 
 
 # ----------------------------------------------------------------------------------------------- one model
@@ -83,23 +85,23 @@ def measure(build: Callable) -> Iterator[dict[str, Any]]:
     start = time.process_time()
     try:
         spec = fxr.infer(program)
+        row["infer_s"] = time.process_time() - start
+        free = fxr.infer(program, outputs="free")
     except Exception as error:
         yield {**row, "outcome": f"inference failed: {_line(error)}"}
         return
-    row |= {"infer_s": time.process_time() - start, **_counts(spec), "outcome": "evaluation took too long"}
+    row |= {**_counts(spec), "share_free": _share(free), "outcome": "evaluation took too long"}
     yield row
     if row["parameters"] > MOST_PARAMETERS:
         yield {**row, "outcome": "too large to evaluate"}
         return
     try:
-        yield {**row, **_errors(model.state_dict(), program, spec, inputs)}
+        yield {**row, **_errors(model.state_dict(), program, spec, free, inputs)}
     except Exception as error:
         yield {**row, "outcome": f"not evaluated: {_line(error)}"}
 
 
 def _counts(spec: fxr.Spec) -> dict[str, Any]:
-    moved = {(site.tensor) for group in spec.groups.values() for site in group.sites}
-    sizes = {name: torch.Size(shape).numel() for name, shape in spec.shapes.items() if name not in spec.ties}
     unruled = [
         reason
         for reason in spec.pinned.values()
@@ -112,19 +114,34 @@ def _counts(spec: fxr.Spec) -> dict[str, Any]:
         "log10_order": spec.log10_order,
         "unruled_axes": len(unruled),
         "unruled_ops": " ".join(spec.unruled),
-        "share": sum(sizes[name] for name in moved) / max(1, sum(sizes.values())),
+        "share": _share(spec),
     }
 
 
-def _errors(state: Mapping[str, Tensor], program: Program, spec: fxr.Spec, inputs) -> dict[str, Any]:
-    """Runs the captured program in float64 on a randomised state, moved and not."""
+def _share(spec: fxr.Spec) -> float:
+    moved = {site.tensor for group in spec.groups.values() for site in group.sites}
+    sizes = {name: torch.Size(shape).numel() for name, shape in spec.shapes.items() if name not in spec.ties}
+    return sum(sizes[name] for name in moved) / max(1, sum(sizes.values()))
+
+
+def _errors(state: Mapping[str, Tensor], program: Program, spec: fxr.Spec, free: fxr.Spec, inputs) -> dict[str, Any]:
+    """Runs the captured program in float64 on a randomised state, moved and not. Where random weights of the usual size
+    make numbers that are not finite, or a network in which rounding alone grows beyond what counts as sound, smaller ones."""
+    row: dict[str, Any] = {"outcome": "not evaluated: outputs are not finite"}
     for scale in (1.0, 0.3, 0.1, 0.03):
-        state = randomised(state, program, scale)
-        before = _run(program, state, inputs)
+        numbers = randomised(state, program, scale)
+        before = _run(program, numbers, inputs)
         if all(bool(torch.isfinite(y).all()) for y in before.values()):
-            break
-    else:
-        return {"outcome": "not evaluated: outputs are not finite"}
+            row = _compared(program, spec, free, numbers, before, inputs)
+            if row["outcome"] == "sound" or (rounding := _rounding(program, numbers, before, inputs)) < SOUND / 100:
+                return row
+            row = {"outcome": f"not evaluated: rounding alone changes outputs by {rounding:.1e}"}
+    return row
+
+
+def _compared(
+    program: Program, spec: fxr.Spec, free: fxr.Spec, state, before: Mapping[str, Tensor], inputs
+) -> dict[str, Any]:
     small = sum(tensor.numel() for tensor in state.values()) < MANY_PARAMETERS
     error = 0.0
     for seed in range(3 if small else 1):
@@ -133,18 +150,31 @@ def _errors(state: Mapping[str, Tensor], program: Program, spec: fxr.Spec, input
     half = set(spec.permutable[1::2])
     mixed = {name: state[name] if spec.ties.get(name, name) in half else moved[name] for name in state}
     control = _change(before, _run(program, mixed, inputs))
-    free = _error_with_free_outputs(program, state, before, inputs) if small else None
+    error_free = _error_with_free_outputs(program, free, state, before, inputs) if small else None
     return {
         "error": error,
-        "error_free": free,
+        "error_free": error_free,
         "control": control,
-        "outcome": "sound" if max(error, free or 0.0) < SOUND else "UNSOUND",
+        "outcome": "sound" if max(error, error_free or 0.0) < SOUND else "UNSOUND",
     }
 
 
-def _error_with_free_outputs(program: Program, state, before: Mapping[str, Tensor], inputs) -> float:
+def _rounding(program: Program, state: Mapping[str, Tensor], before: Mapping[str, Tensor], inputs) -> float:
+    """How much the outputs change when every number of the state changes in its last digit."""
+    generator = torch.Generator().manual_seed(2)
+
+    def nudged(tensor: Tensor) -> Tensor:
+        signs = torch.randint(0, 2, tensor.shape, generator=generator).double() * 2 - 1
+        return tensor * (1 + signs * torch.finfo(torch.float64).eps)
+
+    changed = {name: nudged(tensor) if name in program.state and name not in program.ties else tensor
+               for name, tensor in state.items()}
+    changed |= {alias: changed[name] for alias, name in program.ties.items() if alias in changed}
+    return _change(before, _run(program, changed, inputs))
+
+
+def _error_with_free_outputs(program: Program, spec: fxr.Spec, state, before: Mapping[str, Tensor], inputs) -> float:
     """The same where the outputs' own axes move with the network: in a backbone, the residual stream too."""
-    spec = fxr.infer(program, outputs="free")
     alignment = spec.random(3)
     after = _run(program, alignment.apply(state), inputs)
     expected = {
@@ -225,17 +255,18 @@ def isolated(build: Callable, limit: float) -> dict[str, Any]:
         finally:
             os._exit(0)
     os.close(write)
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    late: list[float] = []
+    signal.signal(signal.SIGALRM, lambda *_: late.append(limit) or os.kill(child, signal.SIGKILL))
     signal.setitimer(signal.ITIMER_REAL, limit)
     row: dict[str, Any] = {}
     with os.fdopen(read, "rb") as pipe, contextlib.suppress(EOFError, pickle.UnpicklingError):
         while True:
             row = pickle.load(pipe)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
+    _, status, used = os.wait4(child, 0)
+    if os.WIFSIGNALED(status) and not late:
         row["outcome"] = f"crashed with signal {os.WTERMSIG(status)}"
-    return row
+    return {**row, "total_s": used.ru_utime + used.ru_stime}
 
 
 FAMILIES: dict[str, Callable[[], dict[str, Callable]]] = {
@@ -250,44 +281,44 @@ def read_rows(path: Path) -> dict[tuple[str, str], dict[str, str]]:
     if not path.exists():
         return {}
     with path.open(newline="") as file:
-        return {(row["family"], row["model"]): row for row in csv.DictReader(file)}
+        rows = csv.DictReader(file)
+        if tuple(rows.fieldnames or ()) != COLUMNS:
+            sys.exit(f"{path} has other columns than this version writes: remove it, or name another with --csv")
+        return {(row["family"], row["model"]): row for row in rows}
 
 
 def run(args) -> None:
     done = read_rows(args.csv)
     capture(nn.Linear(2, 2), torch.zeros(2, 2))  # what is loaded lazily is not any model's time
-    count = 0
+    todo = [model for model in _chosen(args) if args.again or model[:2] not in done][: args.limit]
+    for k, (family, name, build) in enumerate(todo, 1):
+        row = {"family": family, "model": name, **isolated(build, args.seconds)}
+        row = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
+        new = not args.csv.exists()
+        with args.csv.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        shown = [f"{key}={row[key]}" for key in COLUMNS[2:] if row.get(key) not in (None, "")]
+        print(f"[{k}/{len(todo)}] {family} {name}", *shown, flush=True)
+
+
+def _chosen(args) -> Iterator[tuple[str, str, Callable]]:
+    patterns = args.only.split(",") if args.only else ["*"]
     for family in [args.family] if args.family else FAMILIES:
         entries = transformers_models(args.all) if family == "transformers" else FAMILIES[family]()
-        patterns = args.only.split(",") if args.only else ["*"]
         for name in [n for p in patterns for n in entries if fnmatch.fnmatch(n, p)]:
-            if (family, name) in done and not args.again:
-                continue
-            if args.limit is not None and count >= args.limit:
-                return
-            count += 1
-            row = {"family": family, "model": name, **isolated(entries[name], args.seconds)}
-            done[family, name] = row
-            row = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
-            new = not args.csv.exists()
-            with args.csv.open("a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
-            print(
-                " ".join(f"{key}={row[key]}" for key in COLUMNS[1:] if row.get(key) not in (None, "")),
-                flush=True,
-            )
+            yield family, name, entries[name]
 
 
 # ----------------------------------------------------------------------------------------------- the table
 
 
-_HEAD = ("model", "outcome", "capture, s", "inference, s", "groups", "log10 order", "share", "error",
-         "error, free", "control", "unruled axes")
-_SHOWN = ("model", "outcome", "capture_s", "infer_s", "groups", "log10_order", "share", "error", "error_free",
-          "control", "unruled_axes")
+_HEAD = ("model", "outcome", "capture, s", "inference, s", "groups", "log10 order", "share",
+         "share, free", "error", "error, free", "control", "unruled axes")
+_SHOWN = ("model", "outcome", "capture_s", "infer_s", "groups", "log10_order", "share", "share_free",
+          "error", "error_free", "control", "unruled_axes")
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -304,8 +335,7 @@ def table(rows: list[dict[str, str]]) -> str:
             (f"`python -m benchmarks.zoo` on one thread of {processor()}, torch {torch.__version__}, one model at "
              "a time on a shared machine. Rows are kept from run to run (`--again` measures anew). "
              f"{explanation}"), "",
-            f"- models built: {len(built)} of {len(rows)}; captured: {len(captured)}; "
-            f"evaluated: {len(tested)}",
+            f"- models built: {len(built)} of {len(rows)}; captured: {len(captured)}; evaluated: {len(tested)}",
             f"- sound (error < {SOUND:g}): {len(sound)} of {len(tested)} evaluated",
             (f"- no axis pinned for lack of a rule: {len(captured) - len(unruled)} of {len(captured)}"
              + "".join(f"; not so: {name}" for name in unruled)),

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -20,28 +21,42 @@ from torch import Tensor, nn
 # ------------------------------------------------------------------------------------ torchvision and timm
 
 
+MOST_PARAMETERS = 160_000_000  # beyond, float64 copies take too much memory: not evaluated
+
+
 def torchvision_models() -> dict[str, Callable]:
     import torchvision
 
-    models = torchvision.models
-    kinds = {
-        name: kind
-        for kind in (models, models.segmentation, models.video)
-        for name in models.list_models(kind)
-    }
-    return {
-        name: partial(
-            _image_model,
-            partial(
-                models.get_model,
-                name,
-                weights=None,
-                **({"weights_backbone": None} if kind is models.segmentation else {}),
-            ),
-            name,
-        )
-        for name, kind in kinds.items()
-    }
+    models, found = torchvision.models, {}
+    for kind in (models, models.segmentation, models.video):
+        for name in models.list_models(kind):
+            options = {"weights_backbone": None} if kind is models.segmentation else {}
+            build = partial(_mvit if "mvit" in name else models.get_model, name, weights=None, **options)
+            large = models.get_model_weights(name).DEFAULT.meta["num_params"] > MOST_PARAMETERS
+            found[name] = partial(_described if large else _image_model, build, name)
+    return found
+
+
+def _mvit(name: str, **options) -> nn.Module:
+    """The constructors of these set the size of the video themselves: 16 frames of 224 x 224."""
+    from torchvision.models import get_model
+    from torchvision.models.video import mvit
+
+    def small(**given):
+        return whole(**{**given, "spatial_size": (64, 64), "temporal_size": 8})
+
+    whole = mvit.MViT
+    with mock.patch.object(mvit, "MViT", small):
+        return get_model(name, **options)
+
+
+def _described(build: Callable, name: str) -> tuple[nn.Module, Any]:
+    """A model too large to run: without numbers, unless its constructor needs them."""
+    try:
+        with torch.device("meta"):
+            return build(), _images(name, 224)
+    except NotImplementedError:
+        return build(), _images(name, 224)
 
 
 def timm_models() -> dict[str, Callable]:
@@ -100,23 +115,17 @@ def _size_rank(name: str) -> tuple:
 def _image_model(build: Callable, name: str) -> tuple[nn.Module, Any]:
     """A model, narrow and shallow if it takes such options, and two images as small as it accepts."""
     problem: Exception | None = None
-    ways: list[tuple[str, ...]] = [("narrow", "sized"), ("narrow",), ("sized",), ()]
-    for side in (64, 128, 224, 256):
-        for way in list(ways):
+    for way in ("narrow sized", "narrow", "sized", ""):
+        for side in (64, 128, 224, 256):
+            options = {**(_NARROW if "narrow" in way else {}), **({"img_size": side} if "sized" in way else {})}
             try:
-                model = build(
-                    **(_NARROW if "narrow" in way else {}), **({"img_size": side} if "sized" in way else {})
-                )
-            except Exception as error:
-                problem = error
-                if isinstance(error, TypeError):  # it has no such options
-                    ways.remove(way)
-                continue
-            try:
-                inputs = _images(name, side)
+                model, inputs = build(**options), _images(name, side)
                 with torch.no_grad():
                     model.eval()(*inputs)
                 return model, inputs
+            except TypeError as error:  # it has no such options
+                problem = error
+                break
             except Exception as error:  # it does not take this size
                 problem = error
     raise problem
@@ -129,17 +138,8 @@ def _images(name: str, side: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     if "raft" in name:
         return tuple(torch.rand(2, 3, max(side, 128), max(side, 128), generator=generator) for _ in range(2))
-    if re.search("3d|mvit_v|mc3|r2plus1d", name):
-        return (
-            torch.rand(
-                2,
-                3,
-                16,
-                max(side, 224) if "mvit" in name else side,
-                max(side, 224) if "mvit" in name else side,
-                generator=generator,
-            ),
-        )
+    if re.search("mvit_v|mc3|r2plus1d|r3d|s3d$|swin3d", name):
+        return (torch.rand(2, 3, 8 if "mvit" in name else 16, side, side, generator=generator),)
     return (torch.rand(2, 3, side, side, generator=generator),)
 
 
@@ -300,6 +300,21 @@ _SPECIFIC: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
     },
     "vit_mae": {"mask_ratio": 0.0},
+    "vits": {
+        "flow_size": 32,
+        "spectrogram_bins": 33,
+        "upsample_initial_channel": 32,
+        "upsample_rates": [4, 4],
+        "upsample_kernel_sizes": [8, 8],
+        "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1, 3]],
+        "posterior_encoder_num_wavenet_layers": 2,
+        "prior_encoder_num_flows": 2,
+        "prior_encoder_num_wavenet_layers": 2,
+        "duration_predictor_num_flows": 2,
+        "duration_predictor_filter_channels": 32,
+        "depth_separable_num_layers": 2,
+    },
     "canine": {"num_hash_buckets": 32, "local_transformer_stride": 32},
 }
 for _alike in (
@@ -331,8 +346,8 @@ _MODEL_TYPES = (
     "pegasus persimmon phi phi3 phimoe plbart poolformer prophetnet pvt pvt_v2 qwen2 qwen2_moe qwen3 "
     "qwen3_moe qwen3_next recurrent_gemma reformer regnet rembert resnet roberta roberta-prelayernorm "
     "roc_bert roformer rwkv seed_oss segformer sew sew-d siglip smollm3 speech_to_text splinter "
-    "squeezebert stablelm starcoder2 swiftformer swin swin2sr swinv2 switch_transformers t5 table- "
-    "transformer tapas textnet time_series_transformer timesformer umt5 unispeech unispeech-sat videomae "
+    "squeezebert stablelm starcoder2 swiftformer swin swin2sr swinv2 switch_transformers t5 "
+    "table-transformer tapas textnet time_series_transformer timesformer umt5 unispeech unispeech-sat videomae "
     "visual_bert vit vit_mae vit_msn vitdet vits vivit wav2vec2 wav2vec2-bert wav2vec2-conformer wavlm "
     "whisper xglm xlm xlm-roberta xlm-roberta-xl xlnet xlstm xmod yolos yoso "
 ).split()
