@@ -31,7 +31,11 @@ class Unifying(Knowledge):
                 a, b = b, a
             return self._unify_atom(a, b)
         left, right = _radix(a), _radix(b)
-        if left is None or right is None:
+        if left is None or right is None:  # reordered: perhaps in the same way
+            left, right = list(a.atoms), _radix(_relative(b, a))
+        if right is None:
+            left, right = _radix(_relative(a, b)), list(b.atoms)
+        if left is None:
             return not _agree(a, b) and self.pin(a.atoms + b.atoms, f"reordered in two ways at {why}")
         return self._unify_products(left, right, why)
 
@@ -96,6 +100,13 @@ class Unifying(Knowledge):
                 return True
         return self.pin(a + b, f"factorisations {'x'.join(str(x.size) for x in a)} and "
                                f"{'x'.join(str(x.size) for x in b)} do not align at {why}")
+
+
+def _relative(segment: Segment, other: Segment) -> Segment:
+    """A segment with its positions counted as another lays them out."""
+    where = np.empty(int(other.positions.max()) + 1, dtype=np.int64)
+    where[other.positions] = natural(other.positions.shape)
+    return Segment(where[segment.positions], segment.atoms)
 
 
 def _agree(a: Segment, b: Segment) -> bool:
