@@ -65,6 +65,13 @@ class Knowledge:
             atom.pinned = reason
         return bool(fresh)
 
+    def use(self, value: Value) -> None:
+        """An op computes with a value: none of its atoms is idle."""
+        for block in value.blocks:
+            for segment in block.segments:
+                for atom in segment.atoms:
+                    atom.used = True
+
     def union(self, a: Atom, b: Atom) -> None:
         """Atoms a and b are one."""
         self.changes += 1
@@ -73,6 +80,7 @@ class Knowledge:
         a.pinned = a.pinned or b.pinned
         a.loose = a.loose and b.loose
         a.turning = a.turning or b.turning
+        a.used = a.used or b.used
         for block in b.blocks:
             for d, segment in enumerate(block.segments):
                 if b in segment.atoms:
@@ -89,6 +97,7 @@ class Knowledge:
             for x in atoms:
                 x.loose = x.loose or atom.loose and not x.blocks
                 x.turning = x.turning or atom.turning
+                x.used = x.used or atom.used
         instances = self._instances(atom, len(pieces)) if len(pieces) > 1 else [{}]
         self.changes += 1
         for block in list(atom.blocks):
@@ -108,7 +117,7 @@ class Knowledge:
         neighbours = {x for block in atom.blocks for x in block.atoms()} - {atom}
         dependent = [x for x in neighbours if not x.pinned and x.blocks <= atom.blocks
                      and all(block.count(atom) == 1 for block in x.blocks)]
-        return [{x: Atom(x.size) for x in dependent} for _ in range(count)]
+        return [{x: x.copy() for x in dependent} for _ in range(count)]
 
     def _replace(self, block: Block, atom: Atom, pieces, instances) -> None:
         """Replaces a block by one for each choice of a piece at each place where the atom stands."""

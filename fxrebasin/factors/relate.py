@@ -32,6 +32,8 @@ class Relating(Unifying):
         if math.prod(len(value.blocks) for value, _ in operands) > MOST_CELLS:
             if len(_LetterMasks(operands).overlaps(operands)) > MOST_CELLS:
                 operands = [(self._coarse(value), own) for value, own in operands]
+        for value, _ in operands:
+            self.use(value)
         asked = len(outputs)
         outputs = [*outputs, letters] if len(operands) > 1 and not any(set(letters) <= set(o) for o in outputs) else outputs
         while True:

@@ -21,16 +21,23 @@ class Atom:
     """An index set of `size` elements. `pinned` is the reason why it must stay as it is, or None. A `loose` atom stands
     in for an opaque dimension while it is reshaped. `turning`: nothing may depend on which of its elements it is, because
     the graph itself moves them among each other, or because it stood in for an opaque dimension, which other values
-    have without holding the atom."""
+    have without holding the atom. `used`: an op computed with it; what is only rearranged may be dropped."""
 
-    __slots__ = ("size", "pinned", "loose", "turning", "blocks")
+    __slots__ = ("size", "pinned", "loose", "turning", "used", "blocks")
 
     def __init__(self, size: int, pinned: str | None = None, loose: bool = False):
         self.size = size
         self.pinned = pinned
         self.loose = loose
         self.turning = loose
+        self.used = False
         self.blocks: set[Block] = set()
+
+    def copy(self) -> "Atom":
+        """Another atom, free, of the same size."""
+        other = Atom(self.size)
+        other.used = self.used
+        return other
 
     def __repr__(self):
         return f"{'!' if self.pinned else ''}{self.size}@{id(self) % 9973}"

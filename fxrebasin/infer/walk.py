@@ -196,6 +196,7 @@ class Walk:
             decision = getattr(output, "decision", False)
             if outputs == "free" and not decision:
                 # what is chosen moves as its choice says, which no permutation of the output's own axes can
+                self.factors.use(value)
                 free_outputs[output.path] = self.factors.build(value.shape, [b.segments for b in value.blocks])
                 if value.points is not None:
                     self._pin(value.points, f"network output {output.path!r}")
@@ -214,6 +215,6 @@ class Walk:
                 continue
             if name not in self.state:
                 self.state[name] = self.factors.value(shape)
-            if name not in used:
-                for block in self.state[name].blocks:
-                    self.factors.pin(block.atoms(), "not used by the forward pass")
+            for block in self.state[name].blocks:
+                idle = block.atoms() if name not in used else [atom for atom in block.atoms() if not atom.used]
+                self.factors.pin(idle, "not used by the forward pass")
