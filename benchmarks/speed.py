@@ -18,6 +18,8 @@ import math
 import re
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,8 @@ def planted(spec: fxr.Spec, sigma: float):
 
 
 def measure(name: str, whole: str | None, sigma: float, effort: str) -> tuple[str, str]:
+    torch.set_num_threads(1)
+    assign(np.random.default_rng(0).normal(size=(300, 300)))
     spec = fxr.infer(*build(name))
     source, target, answer = planted(spec, sigma)
     states = 2 * sum(4 * math.prod(shape) for key, shape in spec.shapes.items() if key not in spec.ties)
@@ -113,12 +117,11 @@ def main() -> None:
     parser.add_argument("--effort", default="balanced")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    assign(np.random.default_rng(0).normal(size=(300, 300)))
     lines, notes = [], []
     for name, whole in CASES.items():
         if any(part in name for part in args.only.split(",")):
-            line, note = measure(name, whole, args.sigma, args.effort)
+            with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # a case leaves holes in memory
+                line, note = fresh.submit(measure, name, whole, args.sigma, args.effort).result()
             lines.append(line)
             notes += [note, ""] * bool(note)
             print(line, note, file=sys.stderr, flush=True)
