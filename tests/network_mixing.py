@@ -39,7 +39,7 @@ def conditional(b: Builder, x: int) -> int:
         return b.add("where_positive", x, b.linear(x, width), b.weight(b.choose([width, 1])))
     if way == "mask":
         return b.add("masked_fill", x, b.add("constant", args=("future", width)), args=(0.5,)) \
-            if b.shape(x)[-2:] == (width, width) else b.fail()
+            if b.shape(x)[1:][-2:] == (width, width) else b.fail()
     if way == "causal":
         return b.add("tril", x) if len(b.shape(x)) > 2 else b.fail()
     if way == "lerp":

@@ -78,6 +78,12 @@ def one_hot(m, y):
     return torch.einsum("bef,edf,bre,br->bd", h, m.down, nnf.one_hot(place, E).to(y.dtype), value)
 
 
+def nothing_left(m, y):
+    """A map without bias of what is zero."""
+    z = torch.tanh(y)
+    return (torch.nn.functional.linear(z - torch.tanh(y).view(z.shape), m.router.weight)).topk(2, -1).indices
+
+
 def ranked_units(m, y):
     """All units in the order of their size: sorted values and the weights that belong to them."""
     h = torch.tanh(m.stem(y))
@@ -116,6 +122,7 @@ CASES = {
     "two_choices": (parts(two_choices), F(E) * F(H) ** D),  # summed over units alone: one order for each input
     "summed_over_choices": (parts(summed_over_choices), SHARED),
     "relu_ties": (parts(gathered(lambda m, y: torch.relu(m.router(y)).topk(2, -1).indices, even)), PINNED),
+    "zero_scores": (parts(gathered(nothing_left, even)), PINNED),
     "neighbour": (parts(gathered(lambda m, y: (top(m, y) + 1) % E, even)), PINNED),
     "capped": (parts(gathered(lambda m, y: top(m, y).clamp(0, 3), even)), PINNED),
     "number_used": (parts(lambda m, y: gathered(top, even)(m, y) * top(m, y).sum(-1, True)), PINNED),

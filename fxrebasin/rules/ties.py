@@ -7,6 +7,7 @@ zero everywhere. What is not known here is taken to hand on what its arguments h
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable, Sequence
 
@@ -27,6 +28,8 @@ _MAPS = {"linear": 2, "conv1d": 2, "conv2d": 2, "conv3d": 2, "convolution": 2, "
 _PRODUCTS = {"mm", "bmm", "matmul", "mv", "einsum", "scaled_dot_product_attention"}
 _NEVER_ZERO = {"softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "softplus", "exp", "cos", "embedding",
                "ones_like", "new_ones", "ones"}
+_SAME = {"clone", "alias", "detach", "contiguous", "_to_copy", "to", "view", "_unsafe_view", "reshape", "flatten", "unflatten",
+         "squeeze", "unsqueeze", "expand"}  # the same numbers, laid out anew
 _POSITIVE = {"softmax", "_softmax", "sigmoid", "softplus", "exp"}
 _RANKS = {"topk", "sort", "max", "min", "median", "kthvalue"}  # results: numbers, and their places
 LOWEST = -1e4  # a score below this is a mask's
@@ -42,8 +45,10 @@ class Ties:
         self._integers = integers  # an argument's numbers, if they never change
         self.ties: dict[fx.Node, str | None] = {}  # why a node's numbers may be equal to each other
         self.vanishes: dict[fx.Node, bool] = {}  # whether they may all be zero
+        self._made: dict[fx.Node, str] = {}  # how the numbers are made: alike for nodes that hold the same
         for node in graph.nodes:
             name = _name(node)
+            self._made[node] = self._recipe(node, name)
             self.vanishes[node] = bool(name) and self._vanishes(node, name)
             self.ties[node] = self._tie(node, name) if name else None
 
@@ -55,6 +60,8 @@ class Ties:
         given = node.all_input_nodes
         if name == "index_select" and (index := self._integers(node, "index")) is not None and len(set(index)) == len(index):
             return self.ties[given[0]]
+        if self._cancels(node, name) or name in ("mul", "pow") and node.args[1] == 0:
+            return f"{name} makes equal numbers"
         if name in _COARSE | _COPIES or name in ("where", "masked_fill") and not _masks(node, name):
             return f"{name} makes equal numbers"
         if name in ("cat", "stack") and not _all_different(node.args[0]):
@@ -70,11 +77,27 @@ class Ties:
             given = given[:1]
         return next((self.ties[a] for a in given if self.ties[a]), None)
 
+    def _recipe(self, node: fx.Node, name: str) -> str:
+        given = node.all_input_nodes
+        if name in _SAME and given:
+            return self._made[given[0]]
+        if node.op != "call_function":
+            return node.name
+        args = fx.node.map_arg((node.args, node.kwargs), lambda a: self._made[a])
+        return hashlib.sha256(f"{node.target}{args}".encode()).hexdigest()
+
+    def _cancels(self, node: fx.Node, name: str) -> bool:
+        """Whether an op takes a thing from itself, or divides it by itself."""
+        pair = [self._made[a] for a in node.args[:2] if isinstance(a, fx.Node)]
+        return name in ("sub", "div") and len(pair) == 2 and pair[0] == pair[1]
+
     def _vanishes(self, node: fx.Node, name: str) -> bool:
         given = [self.vanishes[a] for a in node.all_input_nodes]
         if name in _NEVER_ZERO or name in _MAPS and _argument(node, _MAPS[name]) is not None:
             return False
-        if name in _COARSE or name in ("where", "masked_fill"):
+        if name in _COARSE or name in ("where", "masked_fill") or self._cancels(node, name):
+            return True
+        if name in ("mul", "pow") and not isinstance(node.args[1], fx.Node) and node.args[1] == 0:
             return True
         if name in ("add", "sub", "cat", "stack"):
             return all(given) and not (name in ("add", "sub") and len(given) < 2)
