@@ -118,7 +118,8 @@ class Walk:
                 reason = f"the rule for {op} does not fit these arguments"
             except (KeyError, IndexError, ValueError, TypeError, StopIteration, AssertionError, ZeroDivisionError) as error:
                 reason = f"the rule for {op} does not fit these arguments ({type(error).__name__}: {error})"
-        elif node not in self.origin and (results := self._decomposed(node)):
+        elif node not in self.origin and any(block.atoms() for value in call.tensors() for block in value.blocks) and (
+                results := self._decomposed(node)):
             return results
         if node in self.live:
             self.unruled[op] = where or node.name
