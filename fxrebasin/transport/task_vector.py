@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import torch
 
-from .alignment import Alignment
-from .errors import StateError
+from ..alignment import Alignment
+from ..errors import StateError
 
 State = Mapping[str, torch.Tensor]
 
