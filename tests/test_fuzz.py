@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, note, settings
 from random_networks import Network, Step, build, disguised, networks, random_network
 
 import fxrebasin as fxr
-from fxrebasin.rules import RULES
-from fxrebasin.rules.rule import Rule
+from fxrebasin.rules import RULES, Rule
 
 torch.set_num_threads(1)
 

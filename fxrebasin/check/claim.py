@@ -10,7 +10,7 @@ import torch
 from ..alignment import Alignment
 from ..factors import Factors, Value
 from ..infer import Reader
-from ..rules.rule import Call, Rule
+from ..rules import Call, Rule
 from ..spec import Spec
 from .case import EXACT, Case, difference
 

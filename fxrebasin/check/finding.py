@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..rules.rule import RULES, Rule
+from ..rules import RULES, Rule
 from .case import ERRORS, Case
 from .claim import Claim, all_used, cut_first, cut_last, factored, first_used, one_tensor, plain
 from .default import default_samples

@@ -2,6 +2,7 @@
 
 from . import (attention, choosing, contractions, draws, indexing, norms, pointwise, recurrent,  # noqa: F401  (register)
                spatial, views)
-from .rule import RULES, Call, Rule, rearrangement, rule
+from .call import Call
+from .rule import RULES, Rule, rearrangement, rule
 
 __all__ = ["RULES", "Call", "Rule", "rearrangement", "rule"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .rule import Call, rule
+from .call import Call
+from .rule import rule
 
 
 def _attention(call: Call) -> str:

@@ -7,7 +7,9 @@ axis, and follow it. That holds as long as no two of the numbers are equal, for 
 from __future__ import annotations
 
 from .norms import reduced
-from .rule import Call, Value, rearrangement
+from ..factors import Value
+from .call import Call
+from .rule import rearrangement
 
 
 def _ranked(call: Call, place: int) -> Value | None:

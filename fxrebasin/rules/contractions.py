@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import string
 
-from .rule import Call, rule
+from .call import Call
+from .rule import rule
 
 rule("linear.default", "*b i, o i, o -> *b o",
      sample=(lambda T: (T(2, 3, 4), T(5, 4), T(5)), lambda T: (T(4), T(5, 4))))

@@ -6,7 +6,9 @@ same state, the network must compute the same numbers.
 
 from __future__ import annotations
 
-from .rule import Call, Value, rearrangement
+from ..factors import Value
+from .call import Call
+from .rule import rearrangement
 
 
 def drawn(call: Call) -> Value:

@@ -11,7 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .rule import Call, Choice, Value, rearrangement
+from ..factors import Choice, Value
+from .call import Call
+from .rule import rearrangement
 
 
 def _looked_up(call: Call, value: Value, dims: list[int], indices: list[Value],

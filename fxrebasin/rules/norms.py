@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from .rule import Call, rearrangement, rule
+from .call import Call
+from .rule import rearrangement, rule
 
 
 def _names(letter: str, count: int) -> str:

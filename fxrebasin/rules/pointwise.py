@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .rule import Call, rearrangement, rule
+from .call import Call
+from .rule import rearrangement, rule
 
 _SAME = """
 alias.default clone.default contiguous.default detach.default lift_fresh.default lift_fresh_copy.default

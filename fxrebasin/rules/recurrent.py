@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .rule import Call, Value, rearrangement
+from ..factors import Value
+from .call import Call
+from .rule import rearrangement
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1, "lstm_cell": 4, "gru_cell": 3, "rnn_tanh_cell": 1,
           "rnn_relu_cell": 1}

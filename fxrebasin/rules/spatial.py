@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .rule import Call, rearrangement, rule
+from .call import Call
+from .rule import rearrangement, rule
 
 
 _STILL = "windows that do not overlap, and places within one, could change places; grids stay as they are"

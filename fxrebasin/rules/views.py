@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .rule import Call, Value, rearrangement
+from ..factors import Value
+from .call import Call
+from .rule import rearrangement
 
 
 @rearrangement("view.default _unsafe_view.default reshape.default flatten.using_ints unflatten.int view_as.default "
