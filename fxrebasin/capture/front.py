@@ -21,7 +21,7 @@ from .names import Names
 from .program import Program
 from .recorder import Replay, record
 from .refusal import explanation, line_of, place_of
-from .twin import check_initialised, held_by, quiet, stand_ins_for, twin_of
+from .tracing_copy import check_initialised, held_by, quiet, stand_ins_for, tracing_copy_of
 
 
 def capture(model: nn.Module | ExportedProgram, example_inputs: Any = None) -> Program:
@@ -52,8 +52,8 @@ def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Progr
     check_initialised(model)
     stand_ins = stand_ins_for([*held_by(model), *inputs.values()])
     names = Names(model.state_dict(keep_vars=True), stand_ins)
-    with twin_of(model, stand_ins) as twin:
-        call = _Call(twin, args, kwargs, inputs)
+    with tracing_copy_of(model, stand_ins) as traced:
+        call = _Call(traced, args, kwargs, inputs)
         inputs = {path: stand_ins.get(id(tensor), tensor) for path, tensor in inputs.items()}
         try:
             return program_of(_export(call, inputs), names, list(inputs), call.leaves, "export", signature)

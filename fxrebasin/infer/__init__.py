@@ -1,4 +1,4 @@
-"""Inference: walks the captured graph (`walk`), applies the rules, and reads the spec off the factors (`read`)."""
+"""Inference: walks the captured graph (`analysis`), applies the rules, and reads the spec off the factors (`reader`)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..errors import FxrebasinError
 from ..factors import Value
 from ..reroll import rerolled
 from ..spec import Axis, Block, Spec
-from .read import Reader
-from .walk import Walk
+from .reader import Reader
+from .analysis import Analysis
 
 GAIN = 0.25  # two experts that change places double the order: 0.3 in log10
 
@@ -31,7 +31,7 @@ def infer(model, example_inputs=None, *, outputs: str = "pinned") -> Spec:
     if outputs not in ("pinned", "free"):
         raise FxrebasinError(f"outputs must be 'pinned' or 'free', not {outputs!r}")
     program = model if isinstance(model, Program) else capture(model, example_inputs)
-    plain = Walk(program).spec(outputs)
+    plain = Analysis(program).spec(outputs)
     spec = _stacked(program, outputs, plain)
     if not spec.idle:
         return spec
@@ -42,7 +42,7 @@ def infer(model, example_inputs=None, *, outputs: str = "pinned") -> Spec:
 def _stacked(program: Program, outputs: str, spec: Spec, leave: frozenset[str] = frozenset()) -> Spec:
     """The largest spec, of the one given and of those in which submodules that are alike are one."""
     for rolled in rerolled(program, leave):
-        stacked = replace(Walk(rolled.program).spec(outputs), stacks=rolled.stacks)
+        stacked = replace(Analysis(rolled.program).spec(outputs), stacks=rolled.stacks)
         if stacked.log10_order > spec.log10_order + GAIN:
             spec = stacked
     return spec
@@ -51,7 +51,7 @@ def _stacked(program: Program, outputs: str, spec: Spec, leave: frozenset[str] =
 def observed(program: Program, spec: Spec, most: int) -> dict[str, Block]:
     """Intermediates at which groups can be watched: node name -> how its dimensions are made of the spec's factors
     (dimensions of samples without factors). At most `most` nodes for each set of groups, spread over the network."""
-    analysis = Walk(program)
+    analysis = Analysis(program)
     reader = Reader(analysis.state, {})
     reader.spec(program, {})
     found: dict[frozenset, dict[str, Block]] = {}
@@ -74,4 +74,4 @@ def observed(program: Program, spec: Spec, most: int) -> dict[str, Block]:
     return chosen
 
 
-__all__ = ["Reader", "Walk", "infer", "observed"]
+__all__ = ["Analysis", "Reader", "infer", "observed"]

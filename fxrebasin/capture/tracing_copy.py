@@ -33,7 +33,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def twin_of(model: nn.Module, stand_ins: dict[int, Tensor]) -> Iterator[nn.Module]:
+def tracing_copy_of(model: nn.Module, stand_ins: dict[int, Tensor]) -> Iterator[nn.Module]:
     """A copy of the module's objects in eval mode, so that nothing that forward does is seen outside.
 
     It shares parameters and buffers; tensors without data are replaced by stand-ins. Where copying fails, it
@@ -45,17 +45,17 @@ def twin_of(model: nn.Module, stand_ins: dict[int, Tensor]) -> Iterator[nn.Modul
     before = [(module, dict(vars(module)), dict(module._parameters), dict(module._buffers))
               for module in model.modules()]
     try:
-        twin = copy.deepcopy(model, memo)
+        traced = copy.deepcopy(model, memo)
     except Exception:  # noqa: BLE001 - it holds a lock, an open file, a tensor in the middle of a computation
-        twin = model
+        traced = model
     try:
-        twin.eval()
-        if hasattr(twin, "set_experts_implementation"):  # transformers: batched products, no loop
+        traced.eval()
+        if hasattr(traced, "set_experts_implementation"):  # transformers: batched products, no loop
             with contextlib.suppress(Exception):
-                twin.set_experts_implementation("batched_mm")
-        yield twin
+                traced.set_experts_implementation("batched_mm")
+        yield traced
     finally:
-        for module, attributes, parameters, buffers in before if twin is model else ():
+        for module, attributes, parameters, buffers in before if traced is model else ():
             vars(module).clear()
             vars(module).update(attributes)
             module._parameters.update(parameters)

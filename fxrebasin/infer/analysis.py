@@ -18,14 +18,14 @@ from ..factors import Factors, Segment, Value, natural
 from ..rules import RULES, Call
 from ..rules.ties import Ties
 from ..spec import Spec
-from .index import Indices
-from .known import Constants, argument, shapes
-from .read import Reader
+from .indices import Indices
+from .constants import Constants, argument, shapes
+from .reader import Reader
 
 _INPUT = "follows an input of the network"
 
 
-class Walk:
+class Analysis:
     """One walk over one graph."""
 
     def __init__(self, program: Program):
