@@ -7,19 +7,21 @@ what the module does with the example inputs is recorded instead.
 
 To be read in this order:
 
-    program      what comes out: Program, Source, Output
-    interpreter  runs a program on real tensors
-    leaves       the tensors within arguments and results, by name
-    twin         a copy of the module that may be traced without consequences
-    names        what the module's tensors are called in its `state_dict()`
-    exported     an ExportedProgram becomes a Program
-    recorder     writes down what a module does with real tensors
-    refusal      one line on why there is no graph
-    front        `capture` itself
+    source        what a placeholder of the graph stands for
+    leaves        the tensors within arguments and results, by name
+    interpreter   runs a graph on real tensors
+    program       what comes out: Program, Output
+    tracing_copy  a copy of the module that may be traced without consequences
+    names         what the module's tensors are called in its `state_dict()`
+    exported      an ExportedProgram becomes a Program
+    recorder      writes down what a module does with real tensors
+    refusal       one line on why there is no graph
+    front         `capture` itself
 """
 from .front import capture
 from .interpreter import default_dtype
 from .leaves import leaves_of
-from .program import Output, Program, Source
+from .program import Output, Program
+from .source import Source
 
 __all__ = ["Output", "Program", "Source", "capture", "default_dtype", "leaves_of"]

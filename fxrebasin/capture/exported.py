@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from .names import Names
-from .program import Output, Program, Source
+from .program import Output, Program
+from .source import Source
 
 Leaves = Sequence[tuple[str, bool]]  # (path, whether it is a tensor) for every leaf of what a module returns
 

@@ -1,18 +1,17 @@
-"""Running a program on real tensors."""
+"""Running a captured graph on real tensors."""
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ..errors import CaptureError, StateError
-
-if TYPE_CHECKING:
-    from .program import Program, Source
+from ..errors import CaptureError
+from .source import Source
 
 
 @contextlib.contextmanager
@@ -26,56 +25,67 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class Interpreter(fx.Interpreter):
-    """Runs the graph of a program on real tensors; `Program.interpret` says how, and what it raises."""
+def run(module: fx.GraphModule, sources: Mapping[str, Source], state: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor], on_node: Callable[[fx.Node, Any], None] | None = None) -> tuple[Tensor, ...]:
+    """The values of the graph's outputs; `Program.interpret` says how, and what it raises.
 
-    def __init__(self, program: Program, state: Mapping[str, Tensor],
-                 on_node: Callable[[fx.Node, Any], None] | None):
-        super().__init__(program.module)
-        self.sources, self.on_node = program.sources, on_node
-        names = [name for name in program.state if name not in program.ties]
-        missing = [name for name in names if name not in state]
-        if missing:
-            raise StateError(f"the state has no {missing[0]} ({len(missing)} tensors are missing): "
-                             "give a state_dict() of the captured module")
-        self.state = {name: state[name] for name in names}
-        floats = [tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()]
-        self.widest = max(floats, key=lambda dtype: torch.finfo(dtype).bits,
-                          default=torch.get_default_dtype())
-        captured = {source.name: node.meta["val"].dtype for node in program.module.graph.nodes
-                    if (source := program.sources.get(node.name)) and source.kind == "state"}
-        as_captured = all(self.state[name].dtype == dtype for name, dtype in captured.items())
-        self.dtype = None if as_captured else self.widest
-        self.device = next((tensor.device for tensor in self.state.values()), torch.device("cpu"))
+    state: canonical name -> tensor, for all that `sources` names;  inputs: path -> tensor
+    """
+    floats = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
+    widest = max(floats, key=lambda dtype: torch.finfo(dtype).bits, default=torch.get_default_dtype())
+    dtype = None if _as_captured(module.graph, sources, state) else widest
+    device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
+    values: dict[fx.Node, Any] = {}
+    unneeded = _unneeded_after(module.graph)
+    with torch.no_grad(), default_dtype(widest):  # for tensors that the graph makes from nothing
+        for node in module.graph.nodes:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "output":
+                results = values[node] = args[0]
+            elif node.name in sources:
+                given = _given(sources[node.name], state, inputs)
+                values[node] = given.to(device, dtype if given.is_floating_point() else None)
+            elif node.op == "get_attr":
+                values[node] = operator.attrgetter(str(node.target))(module)
+            else:
+                values[node] = node.target(*_settings(args, device, dtype), **_settings(kwargs, device, dtype))
+            if on_node is not None:
+                on_node(node, values[node])
+            for done in unneeded.get(node, ()):
+                del values[done]
+    return results
 
-    def results(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """The values of the graph's outputs, for the tensors among the module's inputs by path."""
-        self.inputs = inputs
-        with torch.no_grad(), default_dtype(self.widest):  # for tensors that the graph makes from nothing
-            return self.run(*[None] * len(self.sources), enable_io_processing=False)
 
-    def run_node(self, node: fx.Node) -> Any:
-        value = self._source(self.sources[node.name]) if node.name in self.sources else super().run_node(node)
-        if self.on_node is not None:
-            self.on_node(node, value)
-        return value
+def _as_captured(graph: fx.Graph, sources: Mapping[str, Source], state: Mapping[str, Tensor]) -> bool:
+    """Whether all dtypes of the state are those that the graph was captured with."""
+    held = [(node, sources[node.name]) for node in graph.nodes if node.name in sources]
+    return all(state[source.name].dtype == node.meta["val"].dtype for node, source in held if source.kind == "state")
 
-    def _source(self, source: Source) -> Tensor:
-        held = {"state": self.state, "input": self.inputs}.get(source.kind, {source.name: source.value})
-        if held.get(source.name) is None:
-            raise CaptureError(f"the graph cannot be run: the {source.kind} {source.name} has no value; "
-                               "give it, or capture a module that is not on the meta device")
-        return self._cast(held[source.name])
 
-    def call_function(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return super().call_function(target, *pytree.tree_map(self._cast_setting, (args, kwargs)))
+def _given(source: Source, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+    held = {"state": state, "input": inputs}.get(source.kind, {source.name: source.value})
+    if held.get(source.name) is None:
+        raise CaptureError(f"the graph cannot be run: the {source.kind} {source.name} has no value; "
+                           "give it, or capture a module that is not on the meta device")
+    return held[source.name]
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
-    def _cast_setting(self, value: Any) -> Any:
-        """Devices and dtypes that the graph was captured with, as they are for this state."""
+def _settings(values: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """Devices and dtypes that the graph was captured with, as they are for this state."""
+    def setting(value: Any) -> Any:
         if isinstance(value, torch.device):
-            return self.device
+            return device
         is_float = isinstance(value, torch.dtype) and value.is_floating_point
-        return self.dtype if self.dtype and is_float else value
+        return dtype if dtype and is_float else value
+    return pytree.tree_map(setting, values)
+
+
+def _unneeded_after(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """Node -> the values that nothing after it needs."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        last.update(dict.fromkeys((node, *node.all_input_nodes), node))
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node, user in last.items():
+        found.setdefault(user, []).append(node)
+    return found

@@ -6,24 +6,18 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from .interpreter import Interpreter
+from ..errors import StateError
+from .interpreter import run
 from .leaves import arguments, inputs_of
+from .source import Source
 
 NOT_THE_USER = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep,
                 contextlib.__file__, "<")  # what the names of files begin with that the user did not write
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a placeholder or `get_attr` node stands for; `value`: content of a constant, None if unknown."""
-    kind: Literal["state", "constant", "input"]
-    name: str
-    value: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,13 @@ class Program:
         captured, everything floating-point is computed in the widest dtype of the state (float64, say).
         Raises `StateError` for missing tensors, `CaptureError` for constants and inputs without a value.
         """
+        names = [name for name in self.state if name not in self.ties]
+        missing = [name for name in names if name not in state]
+        if missing:
+            raise StateError(f"the state has no {missing[0]} ({len(missing)} tensors are missing): "
+                             "give a state_dict() of the captured module")
         inputs = inputs_of(self.signature, *arguments(example_inputs))
-        values = Interpreter(self, state, on_node).results(inputs)
+        held = {name: state[name] for name in names}
+        values = run(self.module, self.sources, held, inputs, on_node)
         tensors = [output for output in self.outputs if output.node is not None]
         return {output.path: value for output, value in zip(tensors, values) if not output.decision}
