@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fxrebasin.match.assignment import assign, assign_many
-from fxrebasin.match.auction import certify
+from fxrebasin.match.solve.assignment import assign, assign_many
+from fxrebasin.match.solve.auction import certify
 
 WIDTH = 768
 

@@ -30,8 +30,8 @@ from benchmarks.machine import machine
 from benchmarks.planted import gaussian
 from benchmarks.shapes import build
 from fxrebasin.match import Problem
-from fxrebasin.match.assignment import assign
-from fxrebasin.match.similarity import operands
+from fxrebasin.match.solve.assignment import assign
+from fxrebasin.match.objective.similarity import operands
 
 RESULTS = Path(__file__).parent / "results" / "speed.md"
 CASES = {"transformer, 4 layers, d=96": None, "ViT-B/16": None, "GPT-2 small": None,

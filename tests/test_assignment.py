@@ -10,9 +10,9 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from fxrebasin.errors import FxrebasinError, StateError
-from fxrebasin.match import assignment, auction
-from fxrebasin.match.assignment import assign, assign_many
-from fxrebasin.match.auction import certify
+from fxrebasin.match.solve import assignment, auction
+from fxrebasin.match.solve.assignment import assign, assign_many
+from fxrebasin.match.solve.auction import certify
 
 
 @pytest.fixture(params=["scipy", "fast", "numpy"])
@@ -228,6 +228,6 @@ def test_without_numba_auto_takes_numpy_for_large_problems(no_numba):
 
 
 def test_numba_is_imported_only_when_needed():
-    code = ("import sys, numpy as np; from fxrebasin.match.assignment import assign; "
+    code = ("import sys, numpy as np; from fxrebasin.match.solve.assignment import assign; "
             "assign(np.eye(3)); assign(np.eye(300), solver='numpy'); sys.exit('numba' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

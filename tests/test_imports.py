@@ -78,15 +78,15 @@ def test_an_upward_import_is_seen():
         return faults([(part, other, False, 1)
                        for node in ast.walk(ast.parse(text)) for other in imported(path, node)])
     assert seen("spec", "from .alignment import Alignment") == ["spec imports alignment (line 1)"]
-    assert seen("capture", "from fxrebasin.match.problem import Nest") == ["capture imports match (line 1)"]
+    assert seen("capture", "from fxrebasin.match.objective.nest import Nest") == ["capture imports match (line 1)"]
     assert seen("rules", "from .check import check") and seen("rules", "import fxrebasin.infer")
     assert seen("errors", "from . import show")
     assert seen("factors", "from .capture import capture") and seen("transport", "from fxrebasin import cli")
     assert not seen("transport", "from .alignment import Alignment") and not seen("spec", "import torch")
     assert not faults([("spec", "alignment", True, 1)]) and faults([("rules", "infer", True, 1)])
-    inner = ROOT / "match" / "problem.py"
-    assert imported(inner, ast.parse("from ..alignment import Alignment").body[0]) == ["alignment"]
-    assert imported(inner, ast.parse("from .assignment import assign").body[0]) == ["match"]
+    inner = ROOT / "match" / "objective" / "problem.py"
+    assert imported(inner, ast.parse("from ...alignment import Alignment").body[0]) == ["alignment"]
+    assert imported(inner, ast.parse("from .piece import Piece").body[0]) == ["match"]
 
 
 def test_factors_know_nothing_of_torch():

@@ -14,7 +14,7 @@ from torch import nn
 from torch.func import functional_call
 
 import fxrebasin as fxr
-from fxrebasin.match.published import flattened
+from fxrebasin.match.methods import flattened
 
 TOLERANCE = 1e-9  # relative to the largest output, float64
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 import fxrebasin as fxr
 from fxrebasin.match import METHODS, Problem
-from fxrebasin.match.published import flattened
+from fxrebasin.match.methods import flattened
 
 ATTENTION = ("multihead_attention", "encoder_post_norm_batch_first", "vit_fused", "vit_separate", "gpt2", "gpt2_conv1d",
              "llama", "neox")

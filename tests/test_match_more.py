@@ -10,9 +10,9 @@ from torch import nn
 
 import fxrebasin as fxr
 from fxrebasin.match import Problem, Step
-from fxrebasin.match import descent
-from fxrebasin.match import step as steps
-from fxrebasin.match.assignment import assign_many
+from fxrebasin.match.solve import descent
+from fxrebasin.match.solve import step as steps
+from fxrebasin.match.solve.assignment import assign_many
 
 
 class Attention(nn.Module):
@@ -167,9 +167,9 @@ def test_zero_tensors_and_single_elements(method):
 
 
 def test_similarities_that_are_kept_are_those_computed_anew(deep, monkeypatch):
-    from fxrebasin.match import cache
-    from fxrebasin.match.cache import Similarities
-    from fxrebasin.match.similarity import similarity
+    from fxrebasin.match.objective import kept as store
+    from fxrebasin.match.objective.kept import Similarities
+    from fxrebasin.match.objective.similarity import similarity
     model, spec = deep
     _, target = noisy(spec, model.state_dict(), 4.0, 6)
     kept, worst = Similarities.__call__, []
@@ -181,7 +181,7 @@ def test_similarities_that_are_kept_are_those_computed_anew(deep, monkeypatch):
         return known
 
     monkeypatch.setattr(Similarities, "__call__", both)
-    monkeypatch.setattr(cache, "WORTH", 0)
+    monkeypatch.setattr(store, "WORTH", 0)
     problem = Problem(spec, model.state_dict(), target)
     descent.descend(problem, problem.roots, descent.Clock(), 20)
     assert problem.similarities.shares and len(worst) > len(problem.roots), "nothing was kept or solved twice"
@@ -189,8 +189,8 @@ def test_similarities_that_are_kept_are_those_computed_anew(deep, monkeypatch):
 
 
 def test_kept_similarities_stay_within_their_room(deep, monkeypatch):
-    from fxrebasin.match import cache
-    monkeypatch.setattr(cache, "WORTH", 0)
+    from fxrebasin.match.objective import kept as store
+    monkeypatch.setattr(store, "WORTH", 0)
     model, spec = deep
     _, target = noisy(spec, model.state_dict(), 1.0, 6)
     problem = Problem(spec, model.state_dict(), target)
@@ -254,7 +254,7 @@ def test_parts_make_up_the_moved_source(deep, dtype):
 
 def test_similarities_do_not_depend_on_how_sources_are_gathered(deep):
     """In parts or whole; columns moved at the end or every source before."""
-    from fxrebasin.match.similarity import similarity
+    from fxrebasin.match.objective.similarity import similarity
     model, spec = deep
     _, target = noisy(spec, model.state_dict(), 1.0, 6)
     moved = spec.random(3)

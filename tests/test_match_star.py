@@ -13,8 +13,8 @@ from random_networks import MOVES, random_network
 
 import fxrebasin as fxr
 from fxrebasin.match import Problem, Step
-from fxrebasin.match.assignment import assign_many
-from fxrebasin.match.star import Bilinear
+from fxrebasin.match.solve.assignment import assign_many
+from fxrebasin.match.solve.coupled import Bilinear
 
 
 def drawn(pairs: int, m: int, n: int, rest: int, seed: int):

@@ -11,7 +11,7 @@ from architectures import LIGHT, NESTED, build, mlp, spec_of, state_of
 from torch import nn
 
 import fxrebasin as fxr
-from fxrebasin.match.published import flattened
+from fxrebasin.match.methods import flattened
 from fxrebasin.verify import TOLERANCE
 
 

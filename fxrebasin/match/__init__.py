@@ -2,7 +2,7 @@
 
 The objective is the sum over the state of <target, pi(source)>, the same as least squares, since permutations
 keep norms. `exact` starts from what cannot move and ascends by exact steps on nested groups; the published
-methods run on the same objective (see `published`).
+methods run on the same objective (`methods/`).
 """
 
 from __future__ import annotations
@@ -17,18 +17,12 @@ import torch
 from ..alignment import Alignment
 from ..errors import FxrebasinError, SpecError
 from ..spec import Spec
-from .activations import add_activations
-from .descent import Clock, descend
 from .many import match_many, merge
-from .problem import Problem
-from .published import SWEEPS, flattened, pair_heads, soft_transport, transfusion
-from .relaxed import frank_wolfe
-from .starts import masked
-from .step import Step
-
-METHODS = ("exact", "transfusion", "git-rebasin", "ot", "identity")
-FLAT = ("git-rebasin", "ot")  # blind to heads: they work on a coarser spec
-EFFORTS = {"fast": 2, "balanced": 20, "best": 100}  # sweeps at most
+from .methods import EFFORTS, METHODS, Search, flattened, method_named
+from .objective.activations import add_activations
+from .objective.problem import Problem
+from .solve.descent import Clock
+from .solve.step import Step
 
 
 def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor],
@@ -55,68 +49,41 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
     tensors. The alignments of "git-rebasin" and "ot" belong to a coarser spec, blind to heads: they may
     change the function. Raises StateError if a state does not fit the spec.
     """
-    if method not in METHODS:
-        raise FxrebasinError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    chosen = method_named(method)
     if effort not in EFFORTS:
         raise FxrebasinError(f"unknown effort {effort!r}: choose one of {', '.join(EFFORTS)}")
     spec.check(source, "the source")
     spec.check(target, "the target")
     source, target = spec.stacked(source), spec.stacked(target)
-    problem = Problem(flattened(spec) if method in FLAT else spec, source, target, dtype)
-    clock = Clock(seconds, progress, problem.cosine, None if checkpoint is None else
-                  lambda: _result(problem, method).save(checkpoint))
+    problem = Problem(flattened(spec) if chosen.flat else spec, source, target, dtype)
+    keeps = checkpoint is not None and chosen.inputs
+    clock = Clock(seconds, progress, problem.cosine,
+                  (lambda: _result(problem, method).save(checkpoint)) if keeps else None)
     if inputs is not None:
-        if model is None or method != "exact":
+        if model is None or not chosen.inputs:
             raise FxrebasinError("matching activations needs the module (`model=`) and the method 'exact'")
         add_activations(problem, spec, model, inputs, source, target, inputs_weight)
-    shuffled = [problem.roots[k] for k in np.random.default_rng(seed).permutation(len(problem.roots))]
-    if method == "git-rebasin":
-        descend(problem, shuffled, clock, SWEEPS)
-    elif method == "ot":
-        soft_transport(problem, problem.roots)
-    elif method == "transfusion":
-        transfusion(problem, shuffled, clock)
-    elif method == "exact":
-        earlier = Alignment.load(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None
-        if earlier is not None and earlier.spec != spec:
-            raise SpecError(f"{checkpoint} belongs to another model: remove it, or give another file")
-        try:
-            _exact(problem, shuffled, clock, effort, seed, earlier)
-        finally:
-            clock.keep()
+    order = [problem.roots[k] for k in np.random.default_rng(seed).permutation(len(problem.roots))]
+    earlier = _earlier(spec, checkpoint) if keeps else None
+    try:
+        chosen.run(problem, Search(order, clock, effort, seed, earlier))
+    finally:
+        clock.keep()
     return _result(problem, method)
+
+
+def _earlier(spec: Spec, checkpoint: str | os.PathLike) -> Alignment | None:
+    """What an earlier match left there, to go on from."""
+    if not Path(checkpoint).exists():
+        return None
+    earlier = Alignment.load(checkpoint)
+    if earlier.spec != spec:
+        raise SpecError(f"{checkpoint} belongs to another model: remove it, or give another file")
+    return earlier
 
 
 def _result(problem: Problem, method: str) -> Alignment:
     return Alignment(problem.spec, problem.alignment.permutations, objective=problem.cosine(), method=method)
-
-
-def _exact(problem: Problem, order: list[str], clock: Clock, effort: str, seed: int,
-           earlier: Alignment | None) -> None:
-    """Starts, descents, and the best objective ever seen."""
-    if earlier is not None:
-        problem.reset(earlier)
-        descend(problem, order, clock, EFFORTS[effort])
-    else:
-        descend(problem, order, clock, EFFORTS[effort], masked(problem, clock))
-    if effort != "best":
-        return
-    best, score, identity = problem.alignment, problem.inner(), problem.spec.identity()
-    starts: list[tuple[Alignment, Callable[[], object]]] = [
-        (identity, lambda: None),  # as published methods start
-        (identity, lambda: masked(problem, clock, anchors=False)),  # signed sorted rows
-        (identity, lambda: pair_heads(problem)),  # spectral
-        (identity, lambda: frank_wolfe(problem, clock)),  # barycentre
-        (problem.spec.random(seed), lambda: None)]
-    for alignment, start in starts:
-        if clock.over():
-            break
-        problem.reset(alignment)
-        start()
-        descend(problem, order, clock, EFFORTS[effort])
-        if problem.inner() > score + 1e-9 * problem.norm:
-            best, score = problem.alignment, problem.inner()
-    problem.reset(best)
 
 
 __all__ = ["METHODS", "Problem", "Step", "match", "match_many", "merge"]

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..spec import Group
+from ...spec import Group
+from ..objective.nest import Nest
+from ..objective.piece import Piece
+from ..objective.problem import Problem
+from ..objective.similarity import flattened
 from .descent import Clock, linearised
-from .nest import Nest
-from .problem import Piece, Problem
-from .similarity import flattened
 from .step import Step
 
 

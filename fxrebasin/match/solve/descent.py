@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..spec import Group
+from ...spec import Group
+from ..objective.nest import Nest
+from ..objective.problem import Problem
+from ..objective.similarity import similarity
 from .assignment import assign_many
-from .nest import Nest
-from .problem import Problem
-from .similarity import similarity
 from .step import Step
 
+SWEEPS = 100  # of a published descent, at most; it ends when nothing improves
 KEEP_EVERY = 5.0  # seconds between two saves of the best alignment so far
 TOLERANCE = 1e-7  # relative to the norm of the states: smaller gains are rounding
 

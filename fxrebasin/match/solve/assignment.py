@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ..errors import FxrebasinError, StateError
+from ...errors import FxrebasinError, StateError
 from . import auction
 
 TIE = 1e-12         # the identity is returned when it misses the optimum by no more than this, relatively

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from ..alignment import Alignment
-from ..spec import Group
+from ...alignment import Alignment
+from ...spec import Group
 from .gather import flat_sources
 from .nest import Nest
-from .problem import Piece, Problem
+from .piece import Piece
+from .problem import Problem
 from .similarity import similarity
 
 WORTH = 64  # products over fewer numbers than this are made again as fast as their result is added

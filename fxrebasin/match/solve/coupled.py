@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..spec import Group
+from ...spec import Group
+from ..objective.nest import Nest
+from ..objective.piece import PART, Piece
 from .assignment import assign_many
-from .nest import Nest
-from .problem import PART, Piece
 
 ORDERS = 24  # a hub of at most so many orders is tried in each
 TURNS = 20  # of an ascent, at most

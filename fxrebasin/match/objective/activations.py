@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from ..capture import capture
-from ..errors import SpecError
-from ..infer import observed
-from ..reroll import rerolled_as
-from ..spec import Axis, Spec
-from .problem import Piece, Problem
+from ...capture import capture
+from ...errors import SpecError
+from ...infer import observed
+from ...reroll import rerolled_as
+from ...spec import Axis, Spec
+from .piece import Piece
+from .problem import Problem
 
 PLACES = 4  # intermediates that are looked at for each group, spread over the network
 

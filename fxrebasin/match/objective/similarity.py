@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ..spec import Group
+from ...spec import Group
 from .gather import flat_sources
 from .nest import Nest
-from .problem import Piece
+from .piece import Piece
 
 THIN = 32  # products this thin are mostly a pass over the result: they are taken together
 

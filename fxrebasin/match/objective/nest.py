@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..spec import Group, Spec
+from ...spec import Group, Spec
 
 
 class Nest:
@@ -55,7 +55,7 @@ class Nest:
 
     def coupled(self, factors: Sequence[str]) -> tuple[Group, Group] | None:
         """The hub and the partner that a piece holds side by side within the root, where they are solved as
-        one (see `star`): query groups and value units of grouped queries, both sides of a grouped
+        one (see `coupled`): query groups and value units of grouped queries, both sides of a grouped
         convolution."""
         pair = self._pair(factors)
         hub = self.hubs.get(frozenset(g.name for g in pair)) if pair else None

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from ..alignment import Alignment
-from ..spec import Group
+from ...alignment import Alignment
+from ...spec import Group
+from ..objective.gather import flat_sources
+from ..objective.nest import Nest
+from ..objective.piece import Piece
+from ..objective.problem import Problem
 from .descent import Clock
-from .gather import flat_sources
-from .nest import Nest
-from .problem import Piece, Problem
 from .step import Step
 
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of the line search: the objective is a polynomial on the line

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..alignment import Alignment
+from ...alignment import Alignment
 
 
 def gathered(array: torch.Tensor, factors: Sequence[str], move: Alignment | None,

@@ -2,7 +2,7 @@
 
 With heads h and units u within them: first the best assignment of units for every pair of heads, then the
 best assignment of heads, whose scores are the values of those inner assignments. Any depth of nesting works
-the same way. Groups side by side in one tensor are solved together (see `star`). The step is exact but for a
+the same way. Groups side by side in one tensor are solved together (see `coupled`). The step is exact but for a
 large hub of such groups, and where a tensor holds groups that its scores leave out (`Nest.held`).
 """
 
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..spec import Group
+from ...spec import Group
+from ..objective.nest import Nest
+from ..objective.piece import Piece
+from ..objective.similarity import similarity
 from .assignment import assign, assign_many
-from .nest import Nest
-from .problem import Piece
-from .similarity import similarity
-from .star import Star
+from .coupled import Star
 
 STARS = 4  # so many pairs are tried for each element, at most, where inner solutions are dear
 

@@ -1,0 +1,1 @@
+"""Solving: assignments, exact steps on nests of groups, where to start, and descents."""
