@@ -13,6 +13,7 @@ from architectures import ARCHITECTURES, LIGHT, NAMES, ViT, mlp, spec_of, state_
 from torch import nn
 
 import fxrebasin as fxr
+from fxrebasin.spec import Order
 
 # == round trip ==============================================================================================
 
@@ -107,8 +108,17 @@ def test_specs_are_immutable():
 
 def test_order_is_an_exact_integer():
     spec = spec_of("resnet18")
-    assert type(spec.order) is int and spec.order % math.factorial(512) ** 3 == 0
+    assert isinstance(spec.order, int) and spec.order % math.factorial(512) ** 3 == 0
     assert fxr.infer(nn.Linear(3, 2), torch.randn(2, 3)).order == 1
+
+
+def test_an_order_prints_at_any_size():
+    """Python itself refuses to print integers of more than 4,300 digits."""
+    order = spec_of("resnet18").order
+    exponent = float(str(order).removeprefix("about 10^"))
+    assert exponent == pytest.approx(spec_of("resnet18").log10_order, abs=0.1) and f"{order:e}" == f"10^{exponent:.1f}"
+    assert str(Order(math.factorial(20))) == "2432902008176640000" and f"{Order(24)}" == "24" and f"{Order(24):>4}" == "  24"
+    assert Order(10 ** 4299) + 1 == 10 ** 4299 + 1 and len(str(Order(10 ** 4299))) == 4300
 
 
 def test_ties_lead_to_one_layout():

@@ -1,0 +1,22 @@
+"""The result of the analysis, as values.
+
+Every axis of the state is laid out in *factors* (index sets). A *group* is what one unknown permutation acts on: one
+free factor, or several that move together as one. A group is *within* the factors on which its permutation may depend:
+it holds one permutation for each index of their product, its `copies`.
+
+To be read in this order:
+
+    layout    how axes are made of factors: Axis, Site, Group
+    order     the number of alignments, an integer that prints at any size
+    value     Spec: all groups of one model, everything pinned, and why
+    stacks    parameters of submodules that are alike, seen as one tensor
+    fit       whether a state is one of a spec's model
+    text      a spec as JSON, and back
+    validity  whether what was read is consistent
+"""
+
+from .layout import Axis, Block, Group, Site
+from .order import Order
+from .value import Spec
+
+__all__ = ["Axis", "Block", "Group", "Order", "Site", "Spec"]

@@ -1,0 +1,54 @@
+"""How axes are made of factors: the values that a spec consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of a block: `positions[i1, ..., im]` is where the element (i1, ..., im) of `factors` lies."""
+
+    positions: np.ndarray
+    factors: tuple[str, ...]
+
+    @property
+    def span(self) -> str:
+        """The positions as a slice, for people."""
+        flat = np.sort(self.positions, axis=None)
+        step = int(flat[1] - flat[0]) if flat.size > 1 else 1
+        text = f"{flat[0]}:{flat[-1] + 1}" + (f":{step}" if step > 1 else "")
+        return text if np.array_equal(flat, np.arange(flat[0], flat[-1] + 1, step)) else text + " (in part)"
+
+
+Block = tuple[Axis, ...]  # one Axis for each dimension of a tensor
+
+
+@dataclass(frozen=True)
+class Site:
+    """An axis (within one block of a tensor) that a group moves."""
+
+    tensor: str
+    axis: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one unknown permutation (one for each index of `within`) acts on.
+
+    size     elements that are permuted
+    copies   independent permutations: one for each index of the factors in `within`
+    within   names of the factors (of other groups, or pinned) on which the permutation may depend
+    members  the factors that the group consists of: one, or several that are permuted as one index set of their product
+    sites    where the group acts
+    """
+
+    name: str
+    size: int
+    copies: int
+    within: tuple[str, ...]
+    members: tuple[str, ...]
+    sites: tuple[Site, ...]

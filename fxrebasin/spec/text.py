@@ -1,0 +1,94 @@
+"""A spec as one JSON document, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import SpecError
+from .layout import Axis, Block, Group, Site
+
+if TYPE_CHECKING:
+    from .value import Spec
+
+FORMAT = "fxrebasin-spec-1"
+NOT_A_SPEC = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError)
+
+
+def to_json(spec: Spec) -> str:
+    """The whole spec as one JSON document."""
+    return json.dumps({
+        "format": FORMAT,
+        "order_log10": spec.log10_order,
+        "groups": {g.name: {"size": g.size, "copies": g.copies, "within": g.within, "members": g.members,
+                            "sites": [[s.tensor, s.axis, s.block] for s in g.sites]}
+                   for g in spec.groups.values()},
+        "pinned": [[tensor, axis, reason] for (tensor, axis), reason in spec.pinned.items()],
+        "sizes": dict(spec.sizes), "reasons": dict(spec.reasons),
+        "layouts": {name: _blocks_to_json(blocks) for name, blocks in spec.layouts.items()},
+        "shapes": dict(spec.shapes), "ties": dict(spec.ties), "passed": spec.passed,
+        "outputs": {path: [shape, _blocks_to_json(blocks)] for path, (shape, blocks) in spec.outputs.items()},
+        "unruled": dict(spec.unruled), "notes": spec.notes, "stacks": dict(spec.stacks),
+        "assumptions": spec.assumptions, "evidence": spec.evidence, "roles": dict(spec.roles),
+        "numbers": dict(spec.numbers),
+    })
+
+
+def fields_of(text: str) -> dict[str, Any]:
+    """The fields of the Spec that `to_json` wrote. Raises SpecError for another version, and one of NOT_A_SPEC for
+    what is none; whether the fields are consistent is for `validate` to say."""
+    data = json.loads(text)
+    if data["format"] != FORMAT:
+        raise SpecError(f"this is {data['format']!r}, not {FORMAT!r}: write it again with this version")
+    shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
+    return {
+        "groups": {name: Group(name, g["size"], g["copies"], tuple(g["within"]), tuple(g["members"]),
+                               tuple(Site(*site) for site in g["sites"])) for name, g in data["groups"].items()},
+        "pinned": {(tensor, axis): reason for tensor, axis, reason in data["pinned"]},
+        "sizes": data["sizes"], "reasons": data["reasons"],
+        "layouts": {name: _blocks_from_json(blocks, shapes[name]) for name, blocks in data["layouts"].items()},
+        "shapes": shapes, "ties": data["ties"], "passed": tuple(data["passed"]),
+        "outputs": {path: (tuple(shape), _blocks_from_json(blocks, shape))
+                    for path, (shape, blocks) in data["outputs"].items()},
+        "unruled": data["unruled"], "notes": tuple(data["notes"]),
+        # what follows is absent in older files
+        "stacks": {stack: tuple(parts) for stack, parts in data.get("stacks", {}).items()},
+        "assumptions": tuple(data.get("assumptions", ())), "evidence": str(data.get("evidence", "")),
+        "roles": data.get("roles", {}), "numbers": data.get("numbers", {}),
+    }
+
+
+def _blocks_to_json(blocks: tuple[Block, ...]) -> list:
+    return [[[_positions_to_json(axis.positions), axis.factors] for axis in block] for block in blocks]
+
+
+def _blocks_from_json(blocks: list, shape) -> tuple[Block, ...]:
+    return tuple(tuple(Axis(_positions_from_json(p, size), tuple(factors)) for (p, factors), size in zip(block, shape))
+                 for block in blocks)
+
+
+def _positions_to_json(positions: np.ndarray) -> dict[str, Any]:
+    """Start and strides where the positions are evenly spaced, which is nearly always; else all of them."""
+    shape = positions.shape
+    start = int(positions[(0,) * len(shape)])
+    strides = [int(positions[tuple(int(i == k) for i in range(len(shape)))]) - start for k in range(len(shape))]
+    if np.array_equal(_strided(start, strides, shape), positions):
+        return {"start": start, "strides": strides, "shape": shape}
+    return {"shape": shape, "list": positions.reshape(-1).tolist()}
+
+
+def _positions_from_json(data: dict[str, Any], size: int) -> np.ndarray:
+    numbers = [*data["shape"], *data.get("list", ()), *data.get("strides", ()), data.get("start", 0)]
+    if any(type(n) is not int for n in numbers) or not 0 < math.prod(data["shape"]) <= size:
+        raise ValueError("positions that do not fit their axis")  # before any memory is taken for them
+    if "list" in data:
+        return np.array(data["list"], dtype=np.int64).reshape(data["shape"])
+    return _strided(data["start"], data["strides"], data["shape"])
+
+
+def _strided(start: int, strides, shape) -> np.ndarray:
+    grid = np.ogrid[tuple(slice(size) for size in shape)] if len(shape) else []
+    return np.asarray(start + sum(stride * g for stride, g in zip(strides, grid)), dtype=np.int64)

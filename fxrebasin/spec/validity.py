@@ -1,0 +1,71 @@
+"""Whether a spec is consistent: one that was read from a file may be hostile."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .layout import Block
+
+if TYPE_CHECKING:
+    from .value import Spec
+
+
+def validate(spec: Spec) -> None:
+    """A spec read from a file may be hostile: raises ValueError unless it is consistent, so that applying it is safe."""
+    layouts = {name: (spec.shapes[name], blocks) for name, blocks in spec.layouts.items()} | dict(spec.outputs)
+    _validate_stacks(spec)
+    if any(spec.ties.get(name, name) not in spec.layouts for name in spec.shapes) or any(
+            spec.shapes[alias] != spec.names[name] for alias, name in spec.ties.items() if alias in spec.shapes):
+        raise ValueError("names, ties and layouts do not agree")
+    for size in (*spec.sizes.values(), *(n for shape in spec.shapes.values() for n in shape)):
+        if type(size) is not int or size < 0:
+            raise ValueError(f"{size!r} is not a size")
+    for name, (shape, blocks) in layouts.items():
+        _validate_layout(spec, name, shape, blocks)
+    for group in spec.groups.values():
+        if group.size != math.prod(spec.sizes[m] for m in group.members) or group.copies != math.prod(spec.frame(group)) or (
+                type(group.size) is not int or type(group.copies) is not int):
+            raise ValueError(f"group {group.name!r} does not fit its factors")
+        for site in group.sites:
+            if site.axis not in range(len(spec.shapes[site.tensor])) or site.block not in range(len(spec.layouts[site.tensor])):
+                raise ValueError(f"group {group.name!r} has a site that does not exist")
+    for blocks in layouts.values():
+        for block in blocks[1]:
+            places = [factor for axis in block for factor in axis.factors]
+            for group in {spec.groups[spec.group_of[f]] for f in places if f in spec.group_of}:
+                apart = group.within + (group.members if len(group.members) > 1 else ())
+                if any(places.count(factor) != 1 for factor in apart) or set(group.within) & set(group.members):
+                    raise ValueError(f"group {group.name!r} is within a factor that is not beside it")
+
+
+def _validate_stacks(spec: Spec) -> None:
+    """Every stack must be made of names that occur nowhere else, as many as its axis 0 is long."""
+    left = dict(spec.shapes)
+    for stack, parts in reversed(spec.stacks.items()):
+        shape = left.pop(stack)
+        if not shape or len(parts) != shape[0] or not all(isinstance(name, str) for name in parts) or (
+                stack in spec.ties or len(set(parts)) != len(parts) or any(name in left or name in spec.ties for name in parts)):
+            raise ValueError(f"the stack {stack!r} does not fit its tensor")
+        left.update(dict.fromkeys(parts, shape[1:]))
+    if set(left) & set(spec.passed) or any(name not in left or name in spec.ties for name in spec.ties.values()):
+        raise ValueError("names, ties and stacks do not agree")
+
+
+def _validate_layout(spec: Spec, name: str, shape: tuple[int, ...], blocks: tuple[Block, ...]) -> None:
+    """The blocks of a tensor must be boxes that partition it."""
+    sets = []
+    for block in blocks:
+        if len(block) != len(shape) or any(
+                axis.positions.shape != tuple(spec.sizes[f] for f in axis.factors) for axis in block):
+            raise ValueError(f"a block of {name!r} does not fit its factors")
+        sets.append([np.unique(axis.positions) for axis in block])
+        if any(s.size != axis.positions.size or s.size and not (0 <= s[0] and s[-1] < n)
+               for s, axis, n in zip(sets[-1], block, shape)):
+            raise ValueError(f"an axis of {name!r} has positions that repeat or lie outside")
+    if sum(math.prod(s.size for s in box) for box in sets) != math.prod(shape) or any(
+            all(np.intersect1d(a, b, assume_unique=True).size for a, b in zip(one, other))
+            for k, one in enumerate(sets) for other in sets[:k]):
+        raise ValueError(f"the blocks of {name!r} do not partition it")
