@@ -54,10 +54,9 @@ def fields_of(text: str) -> dict[str, Any]:
         "outputs": {path: (tuple(shape), _blocks_from_json(blocks, shape))
                     for path, (shape, blocks) in data["outputs"].items()},
         "unruled": data["unruled"], "notes": tuple(data["notes"]),
-        # what follows is absent in older files
-        "stacks": {stack: tuple(parts) for stack, parts in data.get("stacks", {}).items()},
-        "assumptions": tuple(data.get("assumptions", ())), "evidence": str(data.get("evidence", "")),
-        "roles": data.get("roles", {}), "numbers": data.get("numbers", {}),
+        "stacks": {stack: tuple(parts) for stack, parts in data["stacks"].items()},
+        "assumptions": tuple(data["assumptions"]), "evidence": data["evidence"],
+        "roles": data["roles"], "numbers": data["numbers"],
     }
 
 

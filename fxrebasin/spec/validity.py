@@ -20,6 +20,9 @@ def validate(spec: Spec) -> None:
     if any(spec.ties.get(name, name) not in spec.layouts for name in spec.shapes) or any(
             spec.shapes[alias] != spec.names[name] for alias, name in spec.ties.items() if alias in spec.shapes):
         raise ValueError("names, ties and layouts do not agree")
+    if not all(isinstance(text, str) for text in (*spec.notes, *spec.assumptions, *spec.roles.values(),
+                                                  *spec.numbers.values(), spec.evidence)):
+        raise ValueError("notes, assumptions, roles, numbers and evidence are texts")
     for size in (*spec.sizes.values(), *(n for shape in spec.shapes.values() for n in shape)):
         if type(size) is not int or size < 0:
             raise ValueError(f"{size!r} is not a size")
