@@ -50,14 +50,20 @@ def fields_of(text: str) -> dict[str, Any]:
         "pinned": {(tensor, axis): reason for tensor, axis, reason in data["pinned"]},
         "sizes": data["sizes"], "reasons": data["reasons"],
         "layouts": {name: _blocks_from_json(blocks, shapes[name]) for name, blocks in data["layouts"].items()},
-        "shapes": shapes, "ties": data["ties"], "passed": tuple(data["passed"]),
+        "shapes": shapes, "ties": data["ties"], "passed": _texts(data["passed"]),
         "outputs": {path: (tuple(shape), _blocks_from_json(blocks, shape))
                     for path, (shape, blocks) in data["outputs"].items()},
-        "unruled": data["unruled"], "notes": tuple(data["notes"]),
-        "stacks": {stack: tuple(parts) for stack, parts in data["stacks"].items()},
-        "assumptions": tuple(data["assumptions"]), "evidence": data["evidence"],
+        "unruled": data["unruled"], "notes": _texts(data["notes"]),
+        "stacks": {stack: _texts(parts) for stack, parts in data["stacks"].items()},
+        "assumptions": _texts(data["assumptions"]), "evidence": data["evidence"],
         "roles": data["roles"], "numbers": data["numbers"],
     }
+
+
+def _texts(data: list[str]) -> tuple[str, ...]:
+    if not isinstance(data, list):  # a string would be read as a list of its letters
+        raise TypeError(f"a list is needed, not a {type(data).__name__}")
+    return tuple(data)
 
 
 def _blocks_to_json(blocks: tuple[Block, ...]) -> list:
