@@ -1,16 +1,58 @@
-"""fxrebasin: permutation symmetries of neural networks, and what can be carried along them."""
+"""fxrebasin: permutation symmetries of neural networks, and what can be carried along them.
 
-from .alignment import Alignment
-from .capture import capture
-from .errors import (CaptureError, CheckpointError, FxrebasinError, NotEquivalentError, SpecError, StateError)
-from .infer import infer
-from .match import match, match_many, merge
-from .spec import Group, Site, Spec
-from .transport import task_vector, transport
-from .verify import Evidence, find_equivalence, verify
+The public names are loaded when they are first used: `import fxrebasin` itself loads nothing else, torch included.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .alignment import Alignment
+    from .capture import capture
+    from .errors import CaptureError, CheckpointError, FxrebasinError, NotEquivalentError, SpecError, StateError
+    from .infer import infer
+    from .match import match, match_many, merge
+    from .spec import Group, Site, Spec
+    from .transport import task_vector, transport
+    from .verify import Evidence, find_equivalence, verify
 
 __version__ = "0.1.0"
 
-__all__ = ["Alignment", "CaptureError", "CheckpointError", "Evidence", "FxrebasinError", "Group", "NotEquivalentError",
-           "Site", "Spec", "SpecError", "StateError", "capture", "find_equivalence", "infer", "match", "match_many", "merge", "task_vector",
-           "transport", "verify"]
+_HOME = {name: part for part, names in {
+    "alignment": "Alignment",
+    "capture": "capture",
+    "errors": "CaptureError CheckpointError FxrebasinError NotEquivalentError SpecError StateError",
+    "infer": "infer",
+    "match": "match match_many merge",
+    "spec": "Group Site Spec",
+    "transport": "task_vector transport",
+    "verify": "Evidence find_equivalence verify",
+}.items() for name in names.split()}
+
+__all__ = sorted(_HOME)
+
+
+class _Package(ModuleType):
+    """Loads public names on use. Some of them are also the names of packages in here (`match`): the function is meant,
+    whichever is imported first."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        setattr(self, name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):  # what the import system does for every submodule
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_HOME})
+
+
+sys.modules[__name__].__class__ = _Package

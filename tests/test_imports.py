@@ -100,12 +100,25 @@ def test_factors_know_nothing_of_torch():
 
 def test_importing_the_package_is_light():
     code = ("import sys, torch; before = set(sys.modules); import fxrebasin; "
+            "[getattr(fxrebasin, name) for name in fxrebasin.__all__]; "
             "print('\\n'.join({m.split('.')[0] for m in set(sys.modules) - before}))")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                             cwd=ROOT.parent)
     new = set(result.stdout.split())
     assert "fxrebasin" in new
     assert not new & set(HEAVY), new & set(HEAVY)
+
+
+def test_names_are_loaded_on_use():
+    """And whatever is imported first, `fxrebasin.match` is the function, not the package of that name."""
+    code = ("import sys, fxrebasin; assert 'torch' not in sys.modules and 'numpy' not in sys.modules; "
+            "import fxrebasin.match.methods, fxrebasin.infer, fxrebasin.verify; from fxrebasin import match; "
+            "assert match is fxrebasin.match and callable(match) and callable(fxrebasin.infer); "
+            "assert callable(fxrebasin.verify) and 'find_equivalence' in dir(fxrebasin); print('done')")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert result.stdout.strip() == "done", result.stderr
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        fxrebasin.nothing
 
 
 def test_public_names():
