@@ -59,7 +59,7 @@ def program_of(exported: ExportedProgram, names: Names, paths: Sequence[str], le
     module.recompile()
     remarks = tuple(dict.fromkeys((*names.notes, *notes, *_remarks(exported))))
     return Program(module, sources, tuple(outputs), names.shapes, names.ties, tuple(names.passed), front_end,
-                   remarks, signature)
+                   remarks, signature, names.kinds)
 
 
 def _sources(exported: ExportedProgram, names: Names, paths: Sequence[str]) -> dict[str, Source]:

@@ -3,14 +3,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensor
+
+Kind = Literal["parameter", "buffer", "integer", "extra"]  # what a module registered an entry as
+_EXTRA = "_extra_state"  # how torch ends the names of what `get_extra_state` returned
 
 
 class Names:
-    """The names of a state dict: `shapes`, `ties`, `passed` as in Program, and `notes` on what is left out.
+    """The names of a state dict: `shapes`, `ties`, `passed`, `kinds` as in Program, `notes` on what is left out.
 
     stand_ins: id of a tensor of `state_dict` -> the tensor that the traced module holds in its place
     """
@@ -19,11 +22,12 @@ class Names:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.ties: dict[str, str] = {}
         self.passed: list[str] = []
+        self.kinds: dict[str, Kind] = {name: _kind(name, value) for name, value in state_dict.items()}
         self.notes: list[str] = []
         self._canonical: dict[Any, str] = {}
         overlapping = _overlapping(state_dict)
         for name, value in state_dict.items():
-            if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+            if self.kinds[name] in ("integer", "extra"):
                 self.passed.append(name)
             elif name in overlapping:
                 self.passed.append(name)
@@ -37,6 +41,14 @@ class Names:
     def of(self, value: Tensor | None) -> str | None:
         """The canonical name of a tensor of the state, None for any other."""
         return None if value is None else self._canonical.get(_identity(value))
+
+
+def _kind(name: str, value: Any) -> Kind:
+    if not isinstance(value, Tensor) or name.endswith(_EXTRA):
+        return "extra"
+    if not (value.is_floating_point() or value.is_complex()):
+        return "integer"
+    return "parameter" if isinstance(value, nn.Parameter) else "buffer"
 
 
 def _identity(tensor: Tensor) -> Any:

@@ -5,7 +5,7 @@ import contextlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ class Program:
     front_end  "export", "recorded" (what the example inputs do), or "given" (an ExportedProgram)
     notes      remarks that the user should read
     signature  of the module's forward, to name inputs by
+    kinds      name in `state_dict()` -> what the module registered it as: "parameter", "buffer", "integer"
+               (booleans too), "extra"; empty if there was no module to ask
     """
     module: fx.GraphModule
     sources: dict[str, Source]
@@ -55,6 +57,7 @@ class Program:
     front_end: str
     notes: tuple[str, ...] = ()
     signature: inspect.Signature | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def where(self, node: fx.Node) -> str:
         """The user's source line that made this node, as `net.py:12 in forward: y = f(x)`; "" if unknown."""
