@@ -11,8 +11,9 @@ from ..errors import FxrebasinError
 from ..factors import Value
 from ..reroll import rerolled
 from ..spec import Axis, Block, Spec
-from .reader import Reader
 from .analysis import Analysis
+from .reader import Reader
+from .roles import note_on, roles_of
 
 GAIN = 0.25  # two experts that change places double the order: 0.3 in log10
 
@@ -31,6 +32,12 @@ def infer(model, example_inputs=None, *, outputs: str = "pinned") -> Spec:
     if outputs not in ("pinned", "free"):
         raise FxrebasinError(f"outputs must be 'pinned' or 'free', not {outputs!r}")
     program = model if isinstance(model, Program) else capture(model, example_inputs)
+    spec, roles = _largest(program, outputs), roles_of(program)
+    return replace(spec, roles=roles, notes=(*spec.notes, *note_on(roles)))
+
+
+def _largest(program: Program, outputs: str) -> Spec:
+    """The spec of the graph as it is, or of the one in which submodules that are alike are one."""
     plain = Analysis(program).spec(outputs)
     spec = _stacked(program, outputs, plain)
     if not spec.idle:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..spec import Spec
+from ..spec.roles import PARAMETER
 
 _REASON = re.compile(r"(?P<why>.*?) \((?P<where>[^()]*:\d+ .*|aten\.[\w.]+|)\)", re.DOTALL)
 
@@ -46,11 +47,21 @@ def facts(spec: Spec) -> list[str]:
         lines.append("tied: " + some([f"{alias} = {name}" for alias, name in spec.ties.items()]))
     if spec.passed:
         lines.append("passed through unchanged: " + some(spec.passed))
+    lines += [f"{role}: {some(names)}" for role, names in _by_role(spec).items()]
     if spec.outputs:
         lines.append("outputs that move with the network: " + some(list(spec.outputs)))
     lines += [f"no rule for {op} ({where}): {_cost(spec, op)} axes pinned"
               for op, where in spec.unruled.items()]
     return lines + [f"note: {note}" for note in spec.notes]
+
+
+def _by_role(spec: Spec) -> dict[str, list[str]]:
+    """What the entries are that are no parameters."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, role in spec.roles.items():
+        if role != PARAMETER:
+            found[role].append(name)
+    return found
 
 
 def _cost(spec: Spec, op: str) -> int:

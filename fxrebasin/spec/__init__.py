@@ -10,6 +10,7 @@ To be read in this order:
     order     the number of alignments, an integer that prints at any size
     value     Spec: all groups of one model, everything pinned, and why
     stacks    parameters of submodules that are alike, seen as one tensor
+    roles     what an entry of a state is, and what follows from it
     fit       whether a state is one of a spec's model
     text      a spec as JSON, and back
     validity  whether what was read is consistent

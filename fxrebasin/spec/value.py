@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import SpecError
-from . import fit, stacks, text
+from . import fit, roles, stacks, text
 from .layout import Block, Group
 from .order import Order
 from .validity import validate
@@ -38,7 +38,7 @@ class Spec:
               Those names may be stacks themselves, which then stand further up.
     assumptions  what the claims rest on and nobody can check from the graph alone, a sentence each
     evidence     how the claims were tried before they were returned, in a sentence; "" if they were not
-    roles        entry of the state dict -> what it is: "parameter", "statistic", "fixed", ...
+    roles        entry of the state dict -> what it is, one of those in `spec.roles`
     numbers      entry of integers or booleans on which the analysis relied -> a hash of its numbers
     """
 
@@ -88,6 +88,14 @@ class Spec:
     def layout(self, tensor: str) -> tuple[Block, ...]:
         """The blocks of a tensor of the state, by any of its names."""
         return self.layouts[self.ties.get(tensor, tensor)]
+
+    def role(self, name: str) -> str:
+        """What an entry of the state is, by any of its names; a stacked tensor is what it is made of."""
+        return roles.role_of(self, name)
+
+    def fixed(self, *states: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+        """The buffers that are the same, bit for bit, in all of some states (whole or stacked): they stay in place."""
+        return roles.fixed(self, *states)
 
     def identity(self):
         """The alignment that moves nothing."""

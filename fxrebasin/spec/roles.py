@@ -1,0 +1,73 @@
+"""What an entry of the state is, and what follows from it.
+
+A state is more than parameters. Which entry is what comes from the module and its graph (`infer` writes `Spec.roles`);
+whether a buffer is *fixed* is seen from the states at hand.
+
+| role | what follows |
+|---|---|
+| parameter | moves, is matched, is added to |
+| buffer | moves; fixed where the states at hand agree on it, bit for bit |
+| fixed | stays as it is, and so do the values at their places: no alignment moves one onto another |
+| statistic (running mean), (running variance) | moves; decides no match; is transported in its own units |
+| index or mask | integers and booleans: their numbers belong to the spec |
+| counter | integers that count training steps: taken from the target |
+| extra state | whatever a module keeps besides tensors: taken from the target |
+| outside the example run: any of these | the example inputs do not reach it: it stays where it is, and this is said |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .value import Spec
+
+PARAMETER, BUFFER, FIXED = "parameter", "buffer", "fixed"
+MEAN, VARIANCE = "statistic (running mean)", "statistic (running variance)"
+INDEX, COUNTER, EXTRA = "index or mask", "counter", "extra state"
+OUTSIDE = "outside the example run"
+ROLES = (PARAMETER, BUFFER, MEAN, VARIANCE, INDEX, COUNTER, EXTRA)
+
+
+def outside(role: str) -> str:
+    """The role of an entry that the example inputs do not reach."""
+    return role if is_outside(role) else f"{OUTSIDE}: {role}"
+
+
+def is_outside(role: str) -> bool:
+    return role.startswith(OUTSIDE)
+
+
+def kind(role: str) -> str:
+    """A role without whether the example inputs reach it."""
+    return role.removeprefix(f"{OUTSIDE}: ")
+
+
+def role_of(spec: Spec, name: str) -> str:
+    """The role of a tensor, stacked ones and aliases included; what nothing is known of is a parameter."""
+    while name in spec.stacks:
+        name = spec.stacks[name][0]
+    return spec.roles.get(name) or spec.roles.get(spec.ties.get(name, name), PARAMETER)
+
+
+def fixed(spec: Spec, *states: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """The buffers that are the same in all of some states (two at least; whole or stacked), as `agree` says."""
+    first, *others = states
+    return tuple(name for name, tensor in first.items() if others and _may_be_fixed(spec, name)
+                 and all(name in other and agree(tensor, other[name]) for other in others))
+
+
+def _may_be_fixed(spec: Spec, name: str) -> bool:
+    known = name in spec.layouts or name in spec.names
+    return known and kind(role_of(spec, name)) in (BUFFER, MEAN, VARIANCE)
+
+
+def agree(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same numbers, each as exactly as the less precise of the two can say them."""
+    if one.shape != other.shape or "meta" in (one.device.type, other.device.type):
+        return False
+    coarse = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(one.detach().to(coarse), other.detach().to(one.device, coarse))
