@@ -1,0 +1,121 @@
+"""One state and one set of inputs: what the network gives there, and whether another state gives the same."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..capture import Program
+from .gap import Gap, gap_between, same_kind
+from .shaken import ROUNDING, Shaken
+from .wide import EPS, Outcome, evaluate, widened
+
+RUNS = (2, 6, 16)  # shaken runs: as many as a difference needs to be explained, at most the last
+SLACK = 8.0  # a few runs find about the largest change: errors may add up in a way that no run tried
+Move = Callable[[str, Tensor], Tensor]  # (path, output) -> the output as it should be
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The gap of each output by path; numbers that an output of places was read off stand as `path (scores)`."""
+    gaps: Mapping[str, Gap]
+
+    @property
+    def breaks(self) -> bool:
+        """Whether some output differs by more than rounding."""
+        return any(gap.excess > 1 for gap in self.gaps.values())
+
+    @property
+    def where(self) -> str:
+        """Path of the worst output."""
+        return max(self.gaps, key=lambda path: (self.gaps[path].excess, self.gaps[path].relative), default="")
+
+    @property
+    def relative(self) -> float:
+        return max((gap.relative for gap in self.gaps.values()), default=0.0)
+
+    @property
+    def absolute(self) -> float:
+        return max((gap.absolute for gap in self.gaps.values()), default=0.0)
+
+
+class Trial:
+    """The outputs of a program at one state and one set of inputs, in float64, and the noise of each.
+
+    Raises what `evaluate` raises. State and inputs are left as they are.
+    """
+
+    def __init__(self, program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor], seed: int = 0):
+        self.program, self.inputs, self.seed = program, inputs, seed
+        names = [name for name in program.state if name not in program.ties]
+        self.state = {name: widened(state[name].detach()) if name in names else state[name] for name in state}
+        self.before = evaluate(program, self.state, inputs, seed)
+        self._limits: dict[str, Tensor] = {}
+        self._runs = 0
+
+    def compare(self, state: Mapping[str, Tensor], moved: Move | None = None) -> Comparison:
+        """Whether the program gives the same at another state.
+
+        moved  how the outputs should be permuted, where they move with the state; scores are then left out
+        """
+        after = evaluate(self.program, state, self.inputs, self.seed)
+        gaps: dict[str, Gap] = {}
+        for runs in (0, *RUNS):
+            gaps = self._gaps(after, self.limits(runs), moved)
+            if all(gap.excess <= 1 for gap in gaps.values()):
+                break
+        return Comparison(gaps)
+
+    def limits(self, runs: int = RUNS[0]) -> dict[str, Tensor]:
+        """For each element of each result the largest difference that rounding may make, from at least so many shaken
+        runs: at least ROUNDING of the element itself; infinity where a run made another kind of number."""
+        if not self._limits:
+            self._limits = {path: _least(value) for path, value in _results(self.before).items()}
+        for seed in range(self._runs, runs):
+            shaken = _results(Shaken(self.program, self.state, self.inputs, seed).outcome(self.seed))
+            self._limits = {path: torch.maximum(self._limits[path], SLACK * _moved_by(value, shaken[path]))
+                            for path, value in _results(self.before).items()}
+        self._runs = max(self._runs, runs)
+        return self._limits
+
+    @property
+    def noise(self) -> float:
+        """How far rounding of 53 bits moves the outputs, relative to the largest magnitude of each: the worst."""
+        limits = self.limits()
+        found = [_largest(limits[path]) / max(_largest(value.abs()), torch.finfo(torch.float64).tiny)
+                 for path, value in self.before.outputs.items() if value.is_floating_point() or value.is_complex()]
+        return max(found, default=0.0) / SLACK * EPS / ROUNDING
+
+    def _gaps(self, after: Outcome, limits: Mapping[str, Tensor], moved: Move | None) -> dict[str, Gap]:
+        if moved is None:
+            pairs = _results(self.before).items()
+            return {path: gap_between(before, _results(after)[path], limits[path]) for path, before in pairs}
+        return {path: gap_between(moved(path, before), after.outputs[path], moved(path, limits[path]))
+                for path, before in self.before.outputs.items()}
+
+
+def _results(outcome: Outcome) -> dict[str, Tensor]:
+    return outcome.outputs | {f"{path} (scores)": value for path, value in outcome.scores.items()}
+
+
+def _least(value: Tensor) -> Tensor:
+    """What rounding may do to a number at least. Zero stays zero, and so do whole numbers and truth values."""
+    if value.is_floating_point() or value.is_complex():
+        return ROUNDING * value.abs().to(torch.float64).nan_to_num(0.0, posinf=0.0)
+    return torch.zeros(value.shape, dtype=torch.float64, device=value.device)
+
+
+def _moved_by(before: Tensor, shaken: Tensor) -> Tensor:
+    if not before.is_floating_point() and not before.is_complex():
+        return torch.where(before == shaken, 0.0, math.inf).to(torch.float64)
+    finite = torch.isfinite(before) & torch.isfinite(shaken)
+    distance = torch.where(finite, (shaken - before).abs(), 0.0).to(torch.float64)
+    return torch.where(same_kind(before, shaken), distance, math.inf)
+
+
+def _largest(values: Tensor) -> float:
+    finite = values[torch.isfinite(values)]
+    return float(finite.max()) if finite.numel() else 0.0
