@@ -75,7 +75,7 @@ class Alignment:
         tensor = tensor.detach()
         result = None
         for block in blocks:
-            target, source = self._index(block)
+            target, source = self.positions(block)
             if len(blocks) == 1 and (lines := _separable(block, target, source)) is not None:
                 result = tensor
                 for d, line in enumerate(lines):
@@ -88,7 +88,7 @@ class Alignment:
             result[where] = tensor[taken]
         return tensor.clone() if result is None else result
 
-    def _index(self, block: Block) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def positions(self, block: Block) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """For each axis, the new and the old positions of the block's elements, as arrays that broadcast together."""
         places = [factor for axis in block for factor in axis.factors]
         grid = np.ogrid[tuple(slice(self.spec.sizes[factor]) for factor in places)] if places else []

@@ -14,11 +14,11 @@ import fxrebasin
 ROOT = Path(fxrebasin.__file__).parent
 # A module may import those before it. `infer` makes a Spec, so the values of spec.py come first. `check` tries
 # the rules out on real tensors: it stands on the finished parts, and the rules do not know it.
-ORDER = ("errors", "capture", "factors", "rules", "spec", "evaluate", "reroll", "infer", "alignment", "check",
-         "match", "rewrite", "transport", "checkpoint", "verify", "show", "demo", "cli", "__main__")
+ORDER = ("errors", "capture", "factors", "rules", "spec", "evaluate", "reroll", "infer", "alignment", "parts",
+         "check", "match", "rewrite", "transport", "checkpoint", "verify", "show", "demo", "cli", "__main__")
 STRANGERS = {("factors", "capture"), ("capture", "factors"), ("rules", "capture"), ("evaluate", "factors"), ("evaluate", "rules"),
              ("evaluate", "spec")}  # nothing of each other
-LAZY = {("spec", "alignment"), ("spec", "show")}  # imported inside convenience methods
+LAZY = {("spec", "alignment"), ("spec", "show"), ("transport", "checkpoint")}  # imported inside convenience methods
 HEAVY = ("matplotlib", "numba", "transformers", "networkx", "jinja2", "timm", "torchvision")
 
 

@@ -6,9 +6,10 @@ alone, so that no code in them is run. What is written appears under its name wh
 To be read in this order: `form` (how a checkpoint is stored), `file` (reads and writes one file), `folder`
 (several, as transformers stores them), `state` (the functions below).
 """
+from .adapter import is_adapter, load_adapter, save_adapter
 from .file import whole
 from .form import CheckpointNote, Form, State
 from .state import check_writable, fill_ties, form_of, load_state, save_state
 
-__all__ = ["CheckpointNote", "Form", "State", "check_writable", "fill_ties", "form_of", "load_state",
-           "save_state", "whole"]
+__all__ = ["CheckpointNote", "Form", "State", "check_writable", "fill_ties", "form_of", "is_adapter",
+           "load_adapter", "load_state", "save_adapter", "save_state", "whole"]
