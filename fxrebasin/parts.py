@@ -60,7 +60,8 @@ class Parts:
             reasons={name: spec.reasons[name] for name in factors if name in spec.reasons},
             shapes={name: spec.shapes[name] for name in names if name in spec.shapes},
             ties={name: spec.ties[name] for name in names if name in spec.ties},
-            stacks=_below(spec, part), passed=(), outputs={}, unruled={}, notes=())
+            stacks=_below(spec, part), roles={name: spec.roles[name] for name in names if name in spec.roles},
+            passed=(), outputs={}, unruled={}, notes=(), numbers={})
         return Alignment(own, {name: self._alignment.permutations[name] for name in groups})
 
 
