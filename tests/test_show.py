@@ -115,7 +115,7 @@ def test_a_chain_keeps_its_numbers():
 
 def test_table(spec):
     text = table(spec)
-    assert text == str(spec) and isinstance(text, str) and "\x1b" not in text
+    assert isinstance(text, str) and "\x1b" not in text
     assert text.startswith(f"13 groups, order 10^{spec.log10_order:.1f}\n")
     (line,) = (line for line in text.splitlines() if line.startswith("blocks.*.qkv.weight:0.1"))
     assert line.split() == [

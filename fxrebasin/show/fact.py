@@ -1,36 +1,15 @@
-"""What is said beside the groups: the order, ties, missing rules, and why axes are pinned."""
+"""What is said beside the groups: the order, ties, roles, missing rules, notes."""
 from __future__ import annotations
 
 import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..spec import Spec
 from ..spec.roles import PARAMETER
 
-_REASON = re.compile(r"(?P<why>.*?) \((?P<where>[^()]*:\d+ .*|aten\.[\w.]+|)\)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Pinned axes with one reason; `where`: lines of the user's source."""
-
-    why: str
-    where: tuple[str, ...]
-    axes: tuple[tuple[str, int], ...]
-
-
-def reasons(spec: Spec) -> list[Reason]:
-    """Why axes are pinned, the most frequent reason first."""
-    found: dict[str, list[tuple[str, tuple[str, int]]]] = defaultdict(list)
-    for axis, reason in spec.pinned.items():
-        match = _REASON.fullmatch(reason)
-        found[match["why"] if match else reason].append((match["where"] if match else "", axis))
-    several = [Reason(why, tuple(dict.fromkeys(where for where, _ in places if where)),
-                      tuple(axis for _, axis in places)) for why, places in found.items()]
-    return sorted(several, key=lambda reason: -len(reason.axes))
+_NUMBER = re.compile(r"(?<!\w)\d+(?!\w)")
 
 
 def facts(spec: Spec) -> list[str]:
@@ -46,8 +25,8 @@ def facts(spec: Spec) -> list[str]:
     if spec.ties:
         lines.append("tied: " + some([f"{alias} = {name}" for alias, name in spec.ties.items()]))
     if spec.passed:
-        lines.append("passed through unchanged: " + some(spec.passed))
-    lines += [f"{role}: {some(names)}" for role, names in _by_role(spec).items()]
+        lines.append("passed through unchanged: " + alike(spec.passed))
+    lines += [f"{role}: {alike(names)}" for role, names in _by_role(spec).items()]
     if spec.outputs:
         lines.append("outputs that move with the network: " + some(list(spec.outputs)))
     lines += [f"no rule for {op} ({where}): {_cost(spec, op)} axes pinned"
@@ -73,6 +52,14 @@ def _cost(spec: Spec, op: str) -> int:
 def power(log10: float) -> str:
     """An order of magnitude; small ones in full."""
     return f"{round(10**log10):,}" if log10 < 6 else f"10^{log10:.1f}"
+
+
+def alike(names: Sequence[str]) -> str:
+    """Names that differ in the numbers of layers alone as one, with a * for the number."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        kinds[_NUMBER.sub("*", name)].append(name)
+    return some([f"{kind} ({len(each)})" if len(each) > 1 else each[0] for kind, each in kinds.items()])
 
 
 def some(texts: Sequence[str], most: int = 3) -> str:

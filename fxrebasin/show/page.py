@@ -6,6 +6,13 @@ from .fact import facts, power
 from .row import rows
 
 
+def fragment(text: str) -> str:
+    """Text as it stands, for a notebook."""
+    from html import escape
+
+    return f"<pre style='line-height:1.25'>{escape(text)}</pre>"
+
+
 def to_html(spec: Spec) -> str:
     """One page that needs nothing else: what there is in `table`, every pinned axis, and a search field."""
     from jinja2 import Environment, StrictUndefined

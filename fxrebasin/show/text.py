@@ -5,7 +5,8 @@ import io
 from typing import TYPE_CHECKING
 
 from ..spec import Spec
-from .fact import Reason, facts, plain, power, reasons, some
+from .fact import facts, plain, power, some
+from .reason import Reason, reasons
 from .row import Row, rows
 
 if TYPE_CHECKING:

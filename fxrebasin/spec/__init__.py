@@ -9,6 +9,7 @@ To be read in this order:
     layout    how axes are made of factors: Axis, Site, Group
     order     the number of alignments, an integer that prints at any size
     value     Spec: all groups of one model, everything pinned, and why
+    entry     one entry of the state: what moves it, and what keeps it
     stacks    parameters of submodules that are alike, seen as one tensor
     roles     what an entry of a state is, and what follows from it
     fit       whether a state is one of a spec's model
@@ -16,8 +17,9 @@ To be read in this order:
     validity  whether what was read is consistent
 """
 
+from .entry import Entry, Part
 from .layout import Axis, Block, Group, Site
 from .order import Order
 from .value import Spec
 
-__all__ = ["Axis", "Block", "Group", "Order", "Site", "Spec"]
+__all__ = ["Axis", "Block", "Entry", "Group", "Order", "Part", "Site", "Spec"]

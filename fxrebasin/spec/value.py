@@ -13,6 +13,7 @@ import torch
 
 from ..errors import SpecError
 from . import fit, roles, stacks, text
+from .entry import Entry, entry_of
 from .layout import Block, Group
 from .order import Order
 from .validity import validate
@@ -164,9 +165,21 @@ class Spec:
     def __hash__(self) -> int:
         return hash((tuple(self.groups.values()), tuple(self.shapes.items())))
 
+    def __getitem__(self, name: str) -> Entry:
+        """What moves the entry `name` of the state dict, and what keeps it. Raises SpecError if there is none."""
+        return entry_of(self, name)
+
     def __str__(self) -> str:
-        from ..show import table
-        return table(self)
+        from ..show import tree
+        return tree(self)
+
+    def __repr__(self) -> str:
+        return (f"Spec({len(self.groups)} groups, order 10^{self.log10_order:.1f}, "
+                f"{len(self.permutable)} of {len(self.layouts)} tensors can be permuted)")
+
+    def _repr_html_(self) -> str:
+        from ..show import fragment
+        return fragment(str(self))
 
     def to_networkx(self):
         """A bipartite graph: group nodes and axis nodes (tensor, axis), an edge for every site."""
