@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -17,6 +18,7 @@ from ..alignment import Alignment
 from ..checkpoint import State, save_state
 from ..errors import NotEquivalentError, SpecError
 from ..match import match
+from ..show import WIDTH, tree
 from ..spec import Spec
 from ..transport import transport
 from ..verify import Evidence, find_equivalence, verify
@@ -68,14 +70,8 @@ def inspect(model: str, inputs: tuple[str, ...], outputs: str, as_json: bool, do
         click.echo(spec.to_json())
     elif files:
         click.echo(f"{len(spec.groups)} groups, order 10^{spec.log10_order:.1f}; written: {', '.join(files)}")
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        from ..show import renderable
-
-        Console().print(renderable(spec))
     else:
-        click.echo(str(spec))
+        click.echo(tree(spec, shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH))
 
 
 # ---- match, apply, transport -------------------------------------------------------------------------------

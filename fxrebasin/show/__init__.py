@@ -11,7 +11,7 @@ from .page import fragment, to_html
 from .reason import Reason, advice, reasons
 from .row import Row, rows
 from .text import renderable, table
-from .tree import tree
+from .tree import WIDTH, tree
 
-__all__ = ["Reason", "Row", "advice", "fragment", "reasons", "renderable", "rows", "table", "to_dot", "to_html", "to_mermaid",
+__all__ = ["Reason", "Row", "WIDTH", "advice", "fragment", "reasons", "renderable", "rows", "table", "to_dot", "to_html", "to_mermaid",
            "to_networkx", "tree"]
