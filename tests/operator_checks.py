@@ -1,0 +1,129 @@
+"""Whether what is inferred of a case of an operator holds: random elements of the spec, on other inputs and batch sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from operator_cases import Case, Unusable
+from torch import Tensor, nn
+
+import fxrebasin as fxr
+
+SOUND = 1e-9  # relative change of an output in float64 that counts as none
+ELEMENTS = 3
+
+
+@dataclass
+class Outcome:
+    """kind: "sound", "refused" (by the library, with a reason), "unsound", "unmeasured" (the numbers show nothing), or
+    "unusable" (torch itself refuses). order: of the spec."""
+
+    kind: str
+    detail: str = ""
+    order: int = 1
+
+
+def run(module: nn.Module, state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The outputs with another state; random draws are always the same."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return torch.func.functional_call(module, dict(state), tuple(x.clone() for x in inputs))
+
+
+def change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The largest change of an output, relative to its largest finite number; infinities and NaN must stay in place."""
+    return max((_change(a, b) for a, b in zip(before, after)), default=0.0)
+
+
+def _change(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape:
+        return math.inf
+    if not a.is_floating_point() and not a.is_complex():
+        return 0.0 if torch.equal(a, b) else math.inf
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()):
+        return math.inf
+    odd = (a == b) | (a.isnan() & b.isnan())
+    if not bool((odd | finite).all()):
+        return math.inf
+    if not finite.any():
+        return 0.0
+    gap, scale = float((a - b)[finite].abs().max()), float(a[finite].abs().max())
+    return gap / scale if scale else 0.0 if gap == 0 else math.inf
+
+
+def noise(module: nn.Module, state: Mapping[str, Tensor], inputs: Sequence[Tensor], before) -> float:
+    """How far rounding alone moves the outputs."""
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for _ in range(3):
+        noisy = {name: x * (1 + 1e-15 * torch.randn(x.shape, dtype=torch.double, generator=generator)) for name, x in state.items()}
+        worst = max(worst, change(before, run(module, noisy, inputs)))
+    return worst
+
+
+def examine(case: Case) -> Outcome:
+    """Infers the spec of a case, and tries elements of it."""
+    try:
+        module, inputs = case.module().eval(), case.inputs()
+        run(module, module.state_dict(), inputs)
+    except Unusable as error:
+        return Outcome("unusable", str(error))
+    except Exception as error:  # noqa: BLE001  whatever torch raises of arguments that it does not take
+        return Outcome("unusable", f"{type(error).__name__}: {error}"[:200])
+    try:
+        spec = inferred(module, inputs)
+    except fxr.FxrebasinError as error:
+        return Outcome("refused", str(error)[:200])
+    if not spec.groups:
+        return Outcome("sound")
+    return _tried(case, module, spec)
+
+
+def inferred(module: nn.Module, inputs) -> fxr.Spec:
+    """The claim of the rules alone, before anything is tried."""
+    try:
+        return fxr.infer(module, inputs, falsify=False)
+    except TypeError:
+        return fxr.infer(module, inputs)
+
+
+def _tried(case: Case, module: nn.Module, spec: fxr.Spec) -> Outcome:
+    """On the example's own numbers, on others, and on more samples."""
+    state, measured = module.state_dict(), False
+    for seed, longer in ((0, 0), (1, 0), (2, 1)):
+        try:
+            inputs = case.inputs(seed, longer)
+            before = run(module, state, inputs)
+        except Exception:  # noqa: BLE001, S112  another batch does not fit, or these numbers do not
+            continue
+        if not any(bool(x.isfinite().any()) for x in before if x.is_floating_point() or x.is_complex()) and not any(
+                not x.is_floating_point() for x in before):
+            continue
+        measured = True
+        for element in range(ELEMENTS):
+            alignment = spec.random(element)
+            gap = _error(module, alignment.apply(state), inputs, before)
+            if gap > SOUND and gap > 100 * noise(module, state, inputs, before):
+                return Outcome("unsound", f"{gap:.1e} on {'other' if seed else 'the example'} inputs"
+                               f"{', another batch' * bool(longer)}: {_guilty(module, spec, alignment, inputs, before)}", spec.order)
+    return Outcome("sound" if measured else "unmeasured", order=spec.order)
+
+
+def _error(module, state, inputs, before) -> float:
+    try:
+        return change(before, run(module, state, inputs))
+    except Exception:  # noqa: BLE001  what ran before does not run now
+        return math.inf
+
+
+def _guilty(module, spec: fxr.Spec, alignment: fxr.Alignment, inputs, before) -> str:
+    """The groups that break the function by themselves."""
+    still = spec.identity().permutations
+    alone = {name: fxr.Alignment(spec, {**still, name: alignment.permutations[name]}) for name in spec.groups}
+    state = module.state_dict()
+    guilty = [name for name, one in alone.items() if _error(module, one.apply(state), inputs, before) > SOUND]
+    return "; ".join(f"{name} size {spec.groups[name].size} copies {spec.groups[name].copies}" for name in guilty) or "together"
