@@ -64,7 +64,8 @@ class Case:
                 torch.manual_seed(self.seed)
             results = self.target(*args, **kwargs)
         several = results if isinstance(results, (list, tuple)) else [results]
-        return [result for result in several if isinstance(result, torch.Tensor)]
+        tensors = (result for result in several if isinstance(result, torch.Tensor))
+        return [x if x.layout == torch.strided else x.to_dense() for x in tensors]
 
     def arguments(self, values: dict[str, Value], factors: Factors) -> dict[str, Any]:
         """The arguments as a rule sees them."""

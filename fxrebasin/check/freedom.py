@@ -139,7 +139,7 @@ def _permutation_of(spec: Spec, group: Group, moved: dict[str, np.ndarray]) -> n
     where[numbers.reshape(-1)] = np.arange(numbers.size)
     if (where[source] < 0).any():
         return None
-    index = dict(zip(factors, np.unravel_index(where[source], sizes)))
+    index = dict(zip(factors[::-1], np.unravel_index(where[source], sizes)[::-1]))  # of one that is there twice, the first
     flat = np.ravel_multi_index([index[m] for m in group.members], [spec.sizes[m] for m in group.members])
     wanted = [factors.index(factor) for factor in (*group.within, *group.members)]
     order = wanted + [k for k in range(len(factors)) if k not in wanted]

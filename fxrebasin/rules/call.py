@@ -5,7 +5,7 @@ An index remembers which axis its numbers point into (`value.points`); a rule th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 import numpy as np
@@ -47,6 +47,10 @@ class Call:
     def fresh(self, shape) -> Value:
         """A value whose positions the op makes: pinned."""
         return self.factors.value(shape, f"positions made by {self.op} ({self.why})")
+
+    def alone(self, k: int) -> "Call":
+        """The same call as if result k were the only one: for a text whose first result it is."""
+        return replace(self, shapes=self.shapes[k:k + 1])
 
     def dim(self, value: Value, name: str = "dim") -> int:
         return self.args[name] % max(len(value.shape), 1)

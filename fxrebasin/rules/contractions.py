@@ -1,4 +1,4 @@
-"""Products that sum over an index: linear maps, matrix products, convolutions, embeddings."""
+"""Products that sum over an index: linear maps, matrix products, convolutions."""
 
 from __future__ import annotations
 
@@ -45,8 +45,6 @@ def _einsum(call: Call) -> str:
 rule("einsum.default", _einsum, sample=(lambda T: ("bhld,bhsd->bhls", [T(2, 3, 4, 5), T(2, 3, 6, 5)]),
                                         lambda T: ("...i,oi->...o", [T(2, 3, 4), T(5, 4)]),
                                         lambda T: ("ij,jk", [T(3, 4), T(4, 5)])))
-
-rule("embedding.default", "v! d, *i -> *i d", sample=lambda T: (T(7, 4), T.index(7, 2, 3)))
 
 
 def _convolution(dims: int, transposed: bool = False) -> str:

@@ -96,6 +96,45 @@ def index(call: Call):
     return _chosen(call, call.relate(text, [value, *indices, *axes])[0], indices, first, rank)
 
 
+@rearrangement("embedding.default", sample=(lambda T: (T(7, 4), T.index(7, 2, 3)), lambda T: (T(7, 4), T.points(7, 2, 3)),
+                                            lambda T: (T(5, 4), T.fixed([[4, 2, 0], [1, 3, 0]]))))
+def embedding(call: Call):
+    """A row for each number; with a place that points into the rows (the nearest code of a codebook), they follow it."""
+    table, index = call.args["weight"], call.args["indices"]
+    content, count = call.content("indices"), table.shape[0]
+    if content is not None and _rearranges(content, count):
+        taken = call.factors.take(table, 0, content.reshape(-1) % count)
+        return call.factors.reshape(taken, content.shape + table.shape[1:], call.why)
+    axis = call.points(index, count)
+    if axis is None:
+        return call.relate("v! d, *i -> *i d", [table, index])[0]
+    return _chosen(call, call.relate("v d, *i, v -> *i d", [table, index, axis])[0], [index], 0, len(index.shape))
+
+
+@rearrangement("embedding_renorm.default", sample=lambda T: (T(7, 4), T.index(7, 2, 3), 1.0, 2.0))
+def embedding_renorm(call: Call):
+    """The rows that are looked up are made shorter, each by its own norm."""
+    return call.relate("v! d, *i -> v d, v", [call.args["self"], call.args["indices"]])[0]
+
+
+@rearrangement("embedding_bag.default embedding_bag.padding_idx _embedding_bag.default _embedding_bag_forward_only.default",
+               sample=tuple(lambda T, mode=mode, weights=weights: (
+                   T(7, 4), T.index(7, 5), T.fixed([0, 2]), False, mode, False, T(5) if weights else None, False) + (None,) * (
+                       "padding" in T.op) for mode, weights in ((0, False), (1, False), (2, False), (0, True))))
+def embedding_bag(call: Call):
+    """Sums, means or maxima of the rows in each bag. With a place that points into the rows, they follow it."""
+    table, indices, weights = call.args["weight"], call.args["indices"], call.args["per_sample_weights"]
+    axis = call.points(indices, table.shape[0])
+    for value in (indices, call.args["offsets"], *[weights] * (weights is not None)):
+        call.pin(value)
+    bags = [x for x in (axis,) if x is not None]
+    text = "v d, v -> d" if bags else "v! d -> d"
+    units = call.relate(text, [table, *bags])[0]
+    result = call.alone(0).relate("d -> z d", [units])[0]
+    return [result, *map(call.fresh, call.shapes[1:3]),
+            result if call.shapes[3] == call.shapes[0] else call.fresh(call.shapes[3])][:len(call.shapes)]
+
+
 @rearrangement("index_put.default _unsafe_index_put.default",
                sample=(lambda T: (T(5, 4), [T.fixed([3, 0])], T(2, 4)),
                        lambda T: (T(5, 4), [T.points(5, 2)], T(4), True)))

@@ -88,7 +88,7 @@ def reduced(call: Call, value, dims, keepdim: bool):
 @rearrangement("mean.dim sum.dim_IntList amax.default amin.default var.dim var.correction std.dim std.correction "
                "logsumexp.default prod.dim_int any.dim any.dims all.dim linalg_vector_norm.default norm.ScalarOpt_dim "
                "mean.default sum.default max.default min.default var.default std.default prod.default any.default "
-               "all.default norm.Scalar linalg_norm.default nansum.default count_nonzero.dim_IntList",
+               "all.default norm.Scalar nansum.default count_nonzero.dim_IntList",
                sample=lambda T: {"aten.linalg_vector_norm.default": (T(2, 3, 4), 2, [1]), "aten.norm.Scalar": (T(3, 4), 2),
                                  "aten.norm.ScalarOpt_dim": (T(2, 3, 4), 2, [1])}.get(
                    T.op, (T.bool(2, 3, 4), 1 if T.op.endswith(".dim") else [1]) if re.search("any.dim|all.dim|nonzero", T.op)

@@ -52,7 +52,14 @@ rule("clamp.Tensor", _all_alike, sample=(lambda T: (T(2, 3, 4), T(3, 1), T(4) + 
 rule("div.Scalar_mode", _all_alike, sample=lambda T: (T(2, 3, 4), 0.3, T.keyword(rounding_mode="floor")))
 rule("div.Tensor_mode", _all_alike, sample=lambda T: (T(2, 3, 4), T.positive(3, 1), T.keyword(rounding_mode="floor")))
 rule("masked_fill.Tensor", _all_alike, sample=lambda T: (T(2, 3, 4), T.bool(3, 1), T()))
-rule("to.other type_as.default", "*a, *b -> *a", sample=lambda T: (T(2, 3, 4), T(4)))  # of `other`, only the type
+
+
+@rearrangement("to.other type_as.default", sample=lambda T: (T(2, 3, 4), T(4)))
+def lent_type(call: Call):
+    """Of `other` the type alone: its axes are no evidence for anything, and what an index of that type points into moves on."""
+    call.looked_up.append(call.args["other"])
+    return call.relate("*a -> *a", [call.args["self"]])[0]
+
 
 rule("prelu.default", lambda c: "n c *s, c -> n c *s" if len(c.args["self"].shape) > 1 else "c, c -> c",
      sample=(lambda T: (T(2, 5, 3), T(5)), lambda T: (T(2, 5, 3), T(1))))

@@ -206,10 +206,11 @@ def glu(call: Call):
     return call.relate("*a, *a -> *a", [call.factors.take(value, dim, half) for half in halves])[0]
 
 
-@rearrangement("flip.default", sample=lambda T: (T(2, 3, 4), [1, 2]), moves=True)
+@rearrangement("flip.default", sample=(lambda T: (T(2, 3, 4), [1, -3]), lambda T: (T(2, 3), [])), moves=True)
 def flip(call: Call):
     value = call.args["self"]
-    for dim in call.dims(value, "dims"):
+    for dim in call.args["dims"]:  # none at all turns nothing
+        dim %= len(value.shape)
         value = call.factors.take(value, dim, np.arange(value.shape[dim])[::-1])
     return value
 
