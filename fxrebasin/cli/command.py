@@ -65,7 +65,7 @@ def inspect(model: str, inputs: tuple[str, ...], outputs: str, as_json: bool, do
     if dot:
         write_text(dot, spec.to_dot())
     if html:
-        write_text(html, spec.to_html())
+        write_text(html, spec.to_html(" ".join([model, *(f"--input {text}" for text in inputs)])))
     if as_json:
         click.echo(spec.to_json())
     elif files:

@@ -190,6 +190,7 @@ class Spec:
         from ..show import to_dot
         return to_dot(self)
 
-    def to_html(self) -> str:
+    def to_html(self, title: str = "") -> str:
+        """One HTML page that needs nothing else; `title` names the model and the command."""
         from ..show import to_html
-        return to_html(self)
+        return to_html(self, title)
