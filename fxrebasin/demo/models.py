@@ -1,4 +1,4 @@
-"""The demo's two networks: plain modules, written the way such modules are usually written.
+"""The demo's three networks: plain modules, written the way such modules are usually written.
 
 Nothing in here knows that it will be analysed; fxrebasin finds the symmetries by itself.
 """
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE, CLASSES = 28, 10
+PIECES, TOKENS = 8000, 32  # of the text encoder: its vocabulary, and how much of a text it sees
 
 
 class MLP(nn.Module):
@@ -79,14 +80,55 @@ class ViT(nn.Module):
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
-MODELS = {"mlp": MLP, "vit": ViT}
+class Layer(nn.Module):
+    """One pre-norm layer of the text encoder: separate projections, ReLU, no biases."""
+
+    def __init__(self, dim: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        self.wi, self.wo = nn.Linear(dim, inner, bias=False), nn.Linear(inner, dim, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        n, tokens, dim = x.shape
+        y = self.norm1(x)
+        q, k, v = (f(y).view(n, tokens, self.heads, dim // self.heads).transpose(1, 2)
+                   for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.o(y.transpose(1, 2).reshape(n, tokens, dim))
+        return x + self.wo(F.relu(self.wi(self.norm2(x))))
+
+
+class TextEncoder(nn.Module):
+    """A small encoder in the manner of T5 that sorts texts into classes; takes token ids (N, up to 32), 0 pads."""
+
+    def __init__(self, vocabulary: int = PIECES, dim: int = 64, depth: int = 2, heads: int = 4,
+                 inner: int = 256, classes: int = 12) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, dim)
+        self.position = nn.Parameter(torch.randn(TOKENS, dim) * 0.02)
+        self.layers = nn.ModuleList(Layer(dim, heads, inner) for _ in range(depth))
+        self.norm = nn.RMSNorm(dim)
+        self.head = nn.Linear(dim, classes, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        held = ids != 0
+        x = self.embedding(ids) + self.position[:ids.shape[1]]
+        for layer in self.layers:
+            x = layer(x, held[:, None, None, :])
+        held = held[..., None].to(x.dtype)
+        return self.head((self.norm(x) * held).sum(1) / held.sum(1))
+
+
+MODELS = {"mlp": MLP, "vit": ViT, "text": TextEncoder}
 
 
 def build(name: str) -> nn.Module:
-    """A freshly initialised network ("mlp" or "vit"), in eval mode."""
+    """A freshly initialised network ("mlp", "vit" or "text"), in eval mode."""
     return MODELS[name]().eval()
 
 
-def example_inputs() -> Tensor:
-    """Two images of the right shape, to capture either network with."""
-    return torch.zeros(2, 1, SIDE, SIDE)
+def example_inputs(name: str = "mlp") -> Tensor:
+    """Two inputs of the right shape, to capture a network with."""
+    return torch.ones(2, TOKENS, dtype=torch.long) if name == "text" else torch.zeros(2, 1, SIDE, SIDE)
