@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .infer import infer
     from .match import match, match_many, merge
     from .spec import Group, Site, Spec
-    from .transport import Adapter, merge_adapter, task_vector, transport, transport_adapter
+    from .transport import (Adapter, Calibration, Gains, TransportNote, calibrate, merge_adapter, task_vector, transport,
+                            transport_adapter)
     from .verify import Evidence, find_equivalence, verify
 
 __version__ = "0.1.0"
@@ -29,7 +30,7 @@ _HOME = {name: part for part, names in {
     "infer": "infer",
     "match": "match match_many merge",
     "spec": "Group Site Spec",
-    "transport": "Adapter merge_adapter task_vector transport transport_adapter",
+    "transport": "Adapter Calibration Gains TransportNote calibrate merge_adapter task_vector transport transport_adapter",
     "verify": "Evidence find_equivalence verify",
 }.items() for name in names.split()}
 

@@ -101,7 +101,8 @@ class Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """A small encoder in the manner of T5 that sorts texts into classes; takes token ids (N, up to 32), 0 pads."""
+    """A small encoder in the manner of T5 that sorts texts into classes; takes token ids (N, up to 32), 0
+    pads."""
 
     def __init__(self, vocabulary: int = PIECES, dim: int = 64, depth: int = 2, heads: int = 4,
                  inner: int = 256, classes: int = 12) -> None:

@@ -1,10 +1,12 @@
 """Makes the demo's text networks: `python -m fxrebasin.demo.text` (four minutes of CPU time a base).
 
 Bases sort English descriptions of Debian's packages into 12 classes, from different seeds on disjoint halves;
-each is fine-tuned for four other languages. Any two bases from different halves are a pair, in both directions:
-the fine-tunings of the one are carried over, those of the other are the oracle. The large weight decay has the same reason as for images (see `train`). Training is not reproducible
-bit for bit over machines: sums of products are taken in an order that the processor decides.
+each is fine-tuned for four other languages. Any two bases from different halves are a pair, in both
+directions: the fine-tunings of the one are carried over, those of the other are the oracle. The large weight
+decay has the same reason as for images (see `train`). Training is not reproducible bit for bit over machines:
+sums of products are taken in an order that the processor decides.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -48,6 +50,7 @@ class Dropping(nn.Module):
 def pieces(rows: dict[str, list[debian.Row]]):
     """A tokenizer of 8,000 pieces of words, learned from the English texts outside the test set."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -73,8 +76,11 @@ def parts(rows: dict[str, list[debian.Row]]) -> dict[str, dict[str, Part]]:
         for part in ("A", "B", "test"):
             own = [row for row in found if row.part == part]
             own = [own[k] for k in np.random.default_rng(0).permutation(len(own))]
-            taken = [row for label in range(len(debian.CLASSES))
-                     for row in [row for row in own if row.label == label][:MOST]]
+            taken = [
+                row
+                for label in range(len(debian.CLASSES))
+                for row in [row for row in own if row.label == label][:MOST]
+            ]
             ids, labels = encoded(taken, tokenizer)
             order = torch.from_numpy(np.random.default_rng(1).permutation(len(ids)))
             result[language][part] = ids[order], labels[order]
@@ -87,30 +93,43 @@ def train(out: Path, texts: dict[str, dict[str, Part]], seed: int, name: str) ->
     half, measured = "BA"[seed % 2], {}
 
     def made(file: Path, start: dict[str, Tensor] | None, language: str, recipe: Recipe) -> dict[str, Tensor]:
-        """What is stored in `file`, trained first where it is not there: a state, or its change from `start`."""
+        """What is stored in `file`, trained first where it is not there: a state, or its change from
+        `start`."""
         if not file.exists():
             torch.manual_seed(seed)
             model = build("text")
             model.load_state_dict(start or model.state_dict())
             fit(Dropping(model), *texts[language][half], recipe, seed, file.stem)
             found = model.state_dict()
-            weights.save(file, {key: found[key] - start[key] for key in found} if start else found,
-                         f"{'task vector of ' if start else ''}text base {seed}: {language}, half {half}, {recipe}")
+            weights.save(
+                file,
+                {key: found[key] - start[key] for key in found} if start else found,
+                f"{'task vector of ' if start else ''}text base {seed}: {language}, half {half}, {recipe}",
+            )
         return weights.read(file)
 
     def measure(label: str, state: dict[str, Tensor], *languages: str) -> None:
         model = build("text")
         model.load_state_dict(state)
-        measured[label] = {language: {"test": accuracy(model, *texts[language]["test"]),
-                                      "first 1,000": accuracy(model, *(t[:EXTRA] for t in texts[language]["test"]))}
-                           for language in languages}
+        measured[label] = {
+            language: {
+                "test": accuracy(model, *texts[language]["test"]),
+                "first 1,000": accuracy(model, *(t[:EXTRA] for t in texts[language]["test"])),
+            }
+            for language in languages
+        }
         print(f"{name} {label}: {measured[label]}", file=sys.stderr, flush=True)
 
     start = made(out / f"{name}.safetensors", None, "en", BASE)
     measure("base", start, *debian.LANGUAGES)
     for language in debian.LANGUAGES[1:]:
         change = made(out / f"{name}_{language}.safetensors", start, language, FINE)
-        measure(f"fine-tuned, {language}", {key: value + change[key] for key, value in start.items()}, "en", language)
+        measure(
+            f"fine-tuned, {language}",
+            {key: value + change[key] for key, value in start.items()},
+            "en",
+            language,
+        )
     return measured
 
 
@@ -118,15 +137,18 @@ def ship_texts(out: Path, texts: dict[str, dict[str, Part]]) -> None:
     """Token ids and labels of 2,000 test texts in each language (German has fewer)."""
     arrays = {}
     for language, found in texts.items():
-        ids, labels = (t[:2 * EXTRA].numpy() for t in found["test"])
+        ids, labels = (t[: 2 * EXTRA].numpy() for t in found["test"])
         arrays |= {f"{language}.ids": ids.astype(np.uint16), f"{language}.labels": labels.astype(np.uint8)}
     np.savez_compressed(out / "test_texts.npz", **arrays)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=Path, default=Path("debian-texts"), help="folder for the archive's indices")
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--texts", type=Path, default=Path("debian-texts"), help="folder for the archive's indices"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2), help="a base each")
     parser.add_argument("--out", type=Path, default=weights.SHIPPED, help="where the checkpoints go")
     args = parser.parse_args()
@@ -139,9 +161,14 @@ def main() -> None:
     ship_texts(args.out, texts)
     for seed in args.seeds:
         measured = train(args.out, texts, seed, f"text_{seed}")
-        provenance = {"how": f"python -m fxrebasin.demo.text --seeds {seed}", "torch": torch.__version__,
-                      "source": f"{debian.MIRROR} {debian.SUITE}, Packages and Translation-*",
-                      "base": asdict(BASE), "fine-tuning": asdict(FINE), "accuracy": measured}
+        provenance = {
+            "how": f"python -m fxrebasin.demo.text --seeds {seed}",
+            "torch": torch.__version__,
+            "source": f"{debian.MIRROR} {debian.SUITE}, Packages and Translation-*",
+            "base": asdict(BASE),
+            "fine-tuning": asdict(FINE),
+            "accuracy": measured,
+        }
         (args.out / f"text_{seed}_measured.json").write_text(json.dumps(provenance, indent=1) + "\n")
 
 

@@ -5,9 +5,17 @@ To be read in this order:
     task_vector    what the fine-tuning changed, and target + alpha * pi(of it)
     adapter        what a LoRA adds to a state, and merging it
     carry_adapter  the adapter of the target, of the same rank
+    samples        unlabelled inputs: checked, counted, mixed
+    outputs        a module as a function of its state, and how far its outputs are from those wanted
+    gains          how much of a carried task vector is used
+    fit, head      what is fitted to the inputs: gains, all weights; the last linear map
+    calibrate      a carried task vector and a handful of inputs become the fine-tuned function
 """
 from .adapter import Adapter, merge_adapter
+from .calibrate import Calibration, TransportNote, calibrate
 from .carry_adapter import transport_adapter
+from .gains import Gains
 from .task_vector import State, task_vector, transport
 
-__all__ = ["Adapter", "State", "merge_adapter", "task_vector", "transport", "transport_adapter"]
+__all__ = ["Adapter", "Calibration", "Gains", "State", "TransportNote", "calibrate", "merge_adapter", "task_vector",
+           "transport", "transport_adapter"]

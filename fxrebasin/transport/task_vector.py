@@ -6,11 +6,13 @@ Source: "Update Your Transformer to the Latest Release: Re-Basin of Task Vectors
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import nn
 
 from ..alignment import Alignment
-from ..errors import StateError
+from ..errors import FxrebasinError, StateError
 
 State = Mapping[str, torch.Tensor]
 
@@ -30,15 +32,22 @@ def task_vector(base: State, finetuned: State) -> dict[str, torch.Tensor]:
     return result
 
 
-def transport(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float = 1.0) -> dict[str, torch.Tensor]:
+def transport(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float = 1.0, *,
+              model: nn.Module | None = None, inputs: Any = None, keep: Any = None) -> dict[str, torch.Tensor]:
     """A new state: target + alpha * pi(finetuned - base), for the alignment pi of base onto target.
 
     base, finetuned, target  states of one architecture
     alpha                    how much of the task vector is added; 1 is all of it, 0 gives the target back
+    model, inputs, keep      with unlabelled inputs of the task the result is fitted to them, as `calibrate` says; `keep`
+                             are inputs on which the target is to stay as it is
 
     Keys, dtypes and devices are the target's; entries that are not floating-point (counters) are taken from it. The sum
     is formed in float32 at least. Tensors that the target ties stay tied. Raises StateError if a state does not fit.
     """
+    if inputs is not None:
+        return _calibrated(base, finetuned, target, alignment, alpha, model, inputs, keep)
+    if keep is not None:
+        raise FxrebasinError("inputs to keep say nothing without inputs of the task: give inputs as well")
     spec = alignment.spec
     for state, what in ((base, "the base"), (finetuned, "the fine-tuned state"), (target, "the target")):
         spec.check(state, what)
@@ -58,3 +67,14 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
                 done[same] = tensor.detach().clone()
         result[name] = done[same]
     return result
+
+
+def _calibrated(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float,
+                model: nn.Module | None, inputs: Any, keep: Any) -> dict[str, torch.Tensor]:
+    from .calibrate import calibrate
+
+    if model is None:
+        raise FxrebasinError("fitting to inputs needs the module (`model=`)")
+    if alpha != 1:
+        raise FxrebasinError(f"alpha is {alpha}, but with inputs it is fitted: leave it out")
+    return calibrate(model, base, finetuned, target, alignment, inputs, keep).state
