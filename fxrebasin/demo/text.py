@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,11 +25,12 @@ from .models import PIECES, TOKENS, build
 from .train import Recipe, accuracy, fit
 
 PAD, UNKNOWN = 0, 1
-MOST = 2000  # texts of a class and half
+MOST, MOST_TASK = 2000, 700  # texts of a class and half: English, and each of the other languages
 EXTRA = 1000  # test texts to measure on, and as many to fit to
 WORD_DROPOUT = 0.3
 BASE = Recipe(5, 3e-3, 6.0, 64)
 FINE = Recipe(3, 3e-4, 0.1, 64)
+State = dict[str, Tensor]
 Part = tuple[Tensor, Tensor]  # ids (N, 32) int64, labels (N,) int64
 
 
@@ -69,7 +71,7 @@ def encoded(rows: list[debian.Row], tokenizer) -> Part:
 
 
 def parts(rows: dict[str, list[debian.Row]]) -> dict[str, dict[str, Part]]:
-    """Language -> "A", "B" and "test" -> ids and labels: at most 2,000 texts of a class in each, shuffled."""
+    """Language -> "A", "B" and "test" -> ids and labels: so many texts of a class in each at most, shuffled."""
     tokenizer, result = pieces(rows), {}
     for language, found in rows.items():
         result[language] = {}
@@ -79,7 +81,9 @@ def parts(rows: dict[str, list[debian.Row]]) -> dict[str, dict[str, Part]]:
             taken = [
                 row
                 for label in range(len(debian.CLASSES))
-                for row in [row for row in own if row.label == label][:MOST]
+                for row in [row for row in own if row.label == label][
+                    : (MOST if language == "en" else MOST_TASK)
+                ]
             ]
             ids, labels = encoded(taken, tokenizer)
             order = torch.from_numpy(np.random.default_rng(1).permutation(len(ids)))
@@ -87,49 +91,49 @@ def parts(rows: dict[str, list[debian.Row]]) -> dict[str, dict[str, Part]]:
     return result
 
 
-def train(out: Path, texts: dict[str, dict[str, Part]], seed: int, name: str) -> dict:
-    """Make the files of one base (that of an odd seed learns from half A, else from half B) and of its
-    fine-tunings, where they are not there yet; returns the measured accuracies."""
-    half, measured = "BA"[seed % 2], {}
+def made(
+    file: Path, start: State | None, texts: dict[str, dict[str, Part]], language: str, seed: int
+) -> State:
+    """What is stored in `file`, trained first where it is not there: a base, or how it changes from `start`. A base
+    of an odd seed learns from half A, one of an even seed from half B."""
+    if not file.exists():
+        half, recipe, model = "BA"[seed % 2], FINE if start else BASE, build("text")
+        torch.manual_seed(seed)
+        model.load_state_dict(start or build("text").state_dict())
+        fit(Dropping(model), *texts[language][half], recipe, seed, file.stem)
+        found = model.state_dict()
+        what = "task vector of text base" if start else "text base"
+        weights.save(
+            file,
+            {key: found[key] - start[key] for key in found} if start else found,
+            f"{what} {seed}: {language}, half {half}, {recipe}",
+        )
+    return weights.read(file)
 
-    def made(file: Path, start: dict[str, Tensor] | None, language: str, recipe: Recipe) -> dict[str, Tensor]:
-        """What is stored in `file`, trained first where it is not there: a state, or its change from
-        `start`."""
-        if not file.exists():
-            torch.manual_seed(seed)
-            model = build("text")
-            model.load_state_dict(start or model.state_dict())
-            fit(Dropping(model), *texts[language][half], recipe, seed, file.stem)
-            found = model.state_dict()
-            weights.save(
-                file,
-                {key: found[key] - start[key] for key in found} if start else found,
-                f"{'task vector of ' if start else ''}text base {seed}: {language}, half {half}, {recipe}",
-            )
-        return weights.read(file)
 
-    def measure(label: str, state: dict[str, Tensor], *languages: str) -> None:
-        model = build("text")
-        model.load_state_dict(state)
-        measured[label] = {
+def train(out: Path, texts: dict[str, dict[str, Part]], seeds: Sequence[int]) -> None:
+    """Make what is not there yet: all bases first, then a language after the other."""
+    for language in debian.LANGUAGES:
+        for seed in seeds:
+            start = made(out / f"text_{seed}.safetensors", None, texts, "en", seed)
+            if language != "en":
+                made(out / f"text_{seed}_{language}.safetensors", start, texts, language, seed)
+
+
+def accuracies(out: Path, texts: dict[str, dict[str, Part]], seed: int) -> dict:
+    """Of a base on every language, and of each of its fine-tunings on its language and on English."""
+    start, model, measured = weights.read(out / f"text_{seed}.safetensors"), build("text"), {}
+    for task in debian.LANGUAGES:
+        change = {} if task == "en" else weights.read(out / f"text_{seed}_{task}.safetensors")
+        model.load_state_dict({key: value + change.get(key, 0) for key, value in start.items()})
+        measured["base" if task == "en" else f"fine-tuned, {task}"] = {
             language: {
                 "test": accuracy(model, *texts[language]["test"]),
                 "first 1,000": accuracy(model, *(t[:EXTRA] for t in texts[language]["test"])),
             }
-            for language in languages
+            for language in (debian.LANGUAGES if task == "en" else ("en", task))
         }
-        print(f"{name} {label}: {measured[label]}", file=sys.stderr, flush=True)
-
-    start = made(out / f"{name}.safetensors", None, "en", BASE)
-    measure("base", start, *debian.LANGUAGES)
-    for language in debian.LANGUAGES[1:]:
-        change = made(out / f"{name}_{language}.safetensors", start, language, FINE)
-        measure(
-            f"fine-tuned, {language}",
-            {key: value + change[key] for key, value in start.items()},
-            "en",
-            language,
-        )
+        print(f"text_{seed} {task}: {measured}", file=sys.stderr, flush=True)
     return measured
 
 
@@ -159,8 +163,9 @@ def main() -> None:
     texts = parts(debian.rows(args.texts))
     args.out.mkdir(parents=True, exist_ok=True)
     ship_texts(args.out, texts)
+    train(args.out, texts, args.seeds)
     for seed in args.seeds:
-        measured = train(args.out, texts, seed, f"text_{seed}")
+        measured = accuracies(args.out, texts, seed)
         provenance = {
             "how": f"python -m fxrebasin.demo.text --seeds {seed}",
             "torch": torch.__version__,
