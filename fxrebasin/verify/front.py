@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .alignment import Alignment
-from .capture import default_dtype, leaves_of
-from .errors import CaptureError, NotEquivalentError
-from .match import match
-from .spec import Spec
+from ..alignment import Alignment
+from ..capture import default_dtype, leaves_of
+from ..errors import CaptureError, NotEquivalentError
+from ..match import match
+from ..spec import Spec
 
 TOLERANCE = 1e-9  # relative: float64 rounding stays far below, any wrong permutation far above
 
