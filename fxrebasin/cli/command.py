@@ -25,7 +25,7 @@ from ..verify import Evidence, find_equivalence, verify
 from .file import claim, read, read_for, write_text
 from .model import load_model, spec_of
 from .option import extra_option, input_option, json_option, matching_options, output_option, refuse_matching
-from .speech import DONE, NO, answer, evidence_data, note, working
+from .speech import DONE, NO, answer, note, working
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -233,7 +233,7 @@ def _verify_alignment(model: str, checkpoints: tuple[str, ...], path: str, input
         if not isinstance(error.evidence, Evidence):
             raise
         evidence, status = error.evidence, NO
-    answer(evidence_data(evidence), str(evidence), as_json)
+    answer(evidence.data, str(evidence), as_json)
     return status
 
 

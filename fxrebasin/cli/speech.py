@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import click
 
 from ..errors import FxrebasinError
-from ..verify import Evidence
 
 DONE, NO, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -70,20 +68,3 @@ def some(names: list[str], most: int = 3) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
-
-
-def evidence_data(evidence: Evidence) -> dict[str, Any]:
-    """Evidence for JSON, which has no infinity: that is a string."""
-
-    def finite(number: float) -> float | str:
-        return number if math.isfinite(number) else str(number)
-
-    return {
-        "equivalent": evidence.equivalent,
-        "max_abs": finite(evidence.max_abs),
-        "max_rel": finite(evidence.max_rel),
-        "where": evidence.where,
-        "tolerance": evidence.tolerance,
-        "offending": list(evidence.offending),
-        "outputs": {path: [finite(error) for error in errors] for path, errors in evidence.outputs.items()},
-    }

@@ -15,6 +15,7 @@ from .wide import EPS, Outcome, evaluate, widened
 
 RUNS = (2, 6, 16)  # shaken runs: as many as a difference needs to be explained, at most the last
 SLACK = 8.0  # a few runs find about the largest change: errors may add up in a way that no run tried
+FAR = 1e6  # no further run explains a difference so many times larger than what the first ones made
 Move = Callable[[str, Tensor], Tensor]  # (path, output) -> the output as it should be
 
 
@@ -30,8 +31,9 @@ class Comparison:
 
     @property
     def where(self) -> str:
-        """Path of the worst output."""
-        return max(self.gaps, key=lambda path: (self.gaps[path].excess, self.gaps[path].relative), default="")
+        """Path of the output with the largest relative error, among those that differ by more than rounding if there
+        are any."""
+        return max(self.gaps, key=lambda path: (self.gaps[path].excess > 1, self.gaps[path].relative), default="")
 
     @property
     def relative(self) -> float:
@@ -45,11 +47,14 @@ class Comparison:
 class Trial:
     """The outputs of a program at one state and one set of inputs, in float64, and the noise of each.
 
+    size  relative error of each number on the way that counts as rounding
+
     Raises what `evaluate` raises. State and inputs are left as they are.
     """
 
-    def __init__(self, program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor], seed: int = 0):
-        self.program, self.inputs, self.seed = program, inputs, seed
+    def __init__(self, program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor], seed: int = 0,
+                 size: float = ROUNDING):
+        self.program, self.inputs, self.seed, self.size = program, inputs, seed, size
         names = [name for name in program.state if name not in program.ties]
         self.state = {name: widened(state[name].detach()) if name in names else state[name] for name in state}
         self.before = evaluate(program, self.state, inputs, seed)
@@ -61,21 +66,26 @@ class Trial:
 
         moved  how the outputs should be permuted, where they move with the state; scores are then left out
         """
-        after = evaluate(self.program, state, self.inputs, self.seed)
+        return self.beside(evaluate(self.program, state, self.inputs, self.seed), moved)
+
+    def beside(self, after: Outcome, moved: Move | None = None) -> Comparison:
+        """The same for a result that is there already. A difference that rounding does not explain at once is given
+        more shaken runs."""
         gaps: dict[str, Gap] = {}
         for runs in (0, *RUNS):
             gaps = self._gaps(after, self.limits(runs), moved)
-            if all(gap.excess <= 1 for gap in gaps.values()):
+            worst = [gap.excess for gap in gaps.values() if gap.excess > 1]
+            if not worst or (runs and FAR < max(worst) < math.inf):
                 break
         return Comparison(gaps)
 
     def limits(self, runs: int = RUNS[0]) -> dict[str, Tensor]:
         """For each element of each result the largest difference that rounding may make, from at least so many shaken
-        runs: at least ROUNDING of the element itself; infinity where a run made another kind of number."""
+        runs: at least `size` of the element itself; infinity where a run made another kind of number."""
         if not self._limits:
-            self._limits = {path: _least(value) for path, value in _results(self.before).items()}
+            self._limits = {path: _least(value, self.size) for path, value in _results(self.before).items()}
         for seed in range(self._runs, runs):
-            shaken = _results(Shaken(self.program, self.state, self.inputs, seed).outcome(self.seed))
+            shaken = _results(Shaken(self.program, self.state, self.inputs, seed, self.size).outcome(self.seed))
             self._limits = {path: torch.maximum(self._limits[path], SLACK * _moved_by(value, shaken[path]))
                             for path, value in _results(self.before).items()}
         self._runs = max(self._runs, runs)
@@ -87,12 +97,13 @@ class Trial:
         limits = self.limits()
         found = [_largest(limits[path]) / max(_largest(value.abs()), torch.finfo(torch.float64).tiny)
                  for path, value in self.before.outputs.items() if value.is_floating_point() or value.is_complex()]
-        return max(found, default=0.0) / SLACK * EPS / ROUNDING
+        return max(found, default=0.0) / SLACK * EPS / self.size
 
     def _gaps(self, after: Outcome, limits: Mapping[str, Tensor], moved: Move | None) -> dict[str, Gap]:
         if moved is None:
-            pairs = _results(self.before).items()
-            return {path: gap_between(before, _results(after)[path], limits[path]) for path, before in pairs}
+            results = _results(after)
+            return {path: gap_between(before, results[path], limits[path])
+                    for path, before in _results(self.before).items() if path in results}
         return {path: gap_between(moved(path, before), after.outputs[path], moved(path, limits[path]))
                 for path, before in self.before.outputs.items()}
 
@@ -101,10 +112,10 @@ def _results(outcome: Outcome) -> dict[str, Tensor]:
     return outcome.outputs | {f"{path} (scores)": value for path, value in outcome.scores.items()}
 
 
-def _least(value: Tensor) -> Tensor:
+def _least(value: Tensor, size: float) -> Tensor:
     """What rounding may do to a number at least. Zero stays zero, and so do whole numbers and truth values."""
     if value.is_floating_point() or value.is_complex():
-        return ROUNDING * value.abs().to(torch.float64).nan_to_num(0.0, posinf=0.0)
+        return size * value.abs().to(torch.float64).nan_to_num(0.0, posinf=0.0)
     return torch.zeros(value.shape, dtype=torch.float64, device=value.device)
 
 

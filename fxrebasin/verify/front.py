@@ -1,130 +1,200 @@
-"""Does the function stay the same? Measured, in float64; and the search for an exact equivalence of two checkpoints."""
-
+"""`verify`: the network beside its permuted self, on the user's state and inputs and on many drawn ones."""
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from ..alignment import Alignment
-from ..capture import default_dtype, leaves_of
-from ..errors import CaptureError, NotEquivalentError
-from ..match import match
-from ..spec import Spec
+from ..capture import Program, capture
+from ..errors import CaptureError, NotEquivalentError, StateError
+from ..evaluate import Comparison, Trial, draw_inputs, draw_state, evaluate, given_inputs
+from .blame import Blame, blame
+from .evidence import TOLERANCE, Evidence, Run, place
+from .module import Module, as_outcome, draws_numbers, rounding_of
 
-TOLERANCE = 1e-9  # relative: float64 rounding stays far below, any wrong permutation far above
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What was measured: how far the outputs of the permuted network are from those of the original, in float64.
-
-    max_abs, max_rel  largest absolute error; the same relative to the largest magnitude of that output
-    where             path of the output with the largest relative error
-    outputs           path -> (absolute, relative) error
-    offending         groups that change the function when they alone are permuted
-    """
-
-    max_abs: float
-    max_rel: float
-    where: str
-    outputs: Mapping[str, tuple[float, float]]
-    tolerance: float = TOLERANCE
-    offending: tuple[str, ...] = field(default=())
-
-    @property
-    def equivalent(self) -> bool:
-        return self.max_rel <= self.tolerance
-
-    def __str__(self) -> str:
-        word = "equivalent" if self.equivalent else "NOT equivalent"
-        text = (f"{word}: largest error {self.max_abs:.1e} absolute, {self.max_rel:.1e} relative "
-                f"(output {self.where!r}, float64, tolerance {self.tolerance:.0e})")
-        return text + (f"; changed by {', '.join(self.offending[:5])}" if self.offending else "")
+# (weights, inputs) in the order in which they are drawn; random weights with ordinary inputs show most.
+DRAWS = (("random", "ordinary"), ("own", "ordinary"), ("random", "ordinary"), ("random", "duplicates"),
+         ("random", "ordinary"), ("random", "large"), ("random", "ordinary"), ("own", "large"),
+         ("random", "ordinary"), ("random", "zeros"), ("random", "ordinary"), ("random", "ordinary"))
+SIZES = ((3_000_000, 12), (30_000_000, 6), (1_000_000_000, 2))  # so many numbers in a run at most -> draws
 
 
-def verify(model: nn.Module, example_inputs: Any, alignment: Alignment, *, state: Mapping[str, torch.Tensor] | None = None,
-           tolerance: float = TOLERANCE) -> Evidence:
-    """Runs the model with its state and with the permuted state, in float64 and eval mode, and compares all outputs.
+def verify(model: nn.Module | ExportedProgram | Program, example_inputs: Any, alignment: Alignment, *,
+           state: Mapping[str, Tensor] | None = None, tolerance: float | None = None,
+           draws: int | None = None) -> Evidence:
+    """Whether an alignment keeps the function: the captured program in float64, casts to fewer bits lifted, at a state
+    and at what `alignment.apply` makes of it.
 
-    example_inputs  as for `infer`; floating-point inputs are converted to float64
+    model           the module; or what was captured from it already, which is then not compared with the module
+    example_inputs  as for `infer`
     state           to use instead of the model's own
+    tolerance       the largest error allowed on this state and these inputs, relative to the largest magnitude of an
+                    output. By default the network's own rounding noise decides, element by element
+    draws           how many states and inputs are drawn besides: weights that are shut, masked or not chosen on the
+                    example show on others. By default up to 12, fewer for large networks; 0 for none
 
-    Returns Evidence. Raises NotEquivalentError, with the groups that break the function and the evidence as `.evidence`,
-    if any output changes by more than `tolerance`, relative to its largest magnitude.
+    The module itself is run, too, in its own precision, with both states: it must be what was captured.
+
+    Returns Evidence. Raises NotEquivalentError, with the groups and the sites that break the function and the evidence
+    as `.evidence`, if an output changes by more than rounding; CaptureError if the module cannot be captured, does not
+    run on the inputs, or is not what was captured; StateError if the state does not fit.
     """
-    twin = copy.deepcopy(model).eval().double()
-    inputs = pytree.tree_map(lambda x: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x,
-                             example_inputs)
-    own = {name: tensor.double() if tensor.is_floating_point() else tensor
-           for name, tensor in (twin.state_dict() if state is None else state).items()}
-    reference = _outputs(twin, own, inputs)
-    evidence = _compare(twin, own, inputs, reference, alignment, tolerance)
-    if evidence.equivalent:
-        return evidence
-    offending = tuple(name for name, moved in alignment.moved.items() if moved and not _compare(
-        twin, own, inputs, reference, _alone(alignment, name), tolerance).equivalent)
-    evidence = Evidence(evidence.max_abs, evidence.max_rel, evidence.where, evidence.outputs, tolerance, offending)
-    blame = f"groups {', '.join(map(repr, offending[:3]))}" if offending else "no single group, only several together"
-    more = f" and {len(offending) - 3} more" if len(offending) > 3 else ""
-    raise NotEquivalentError(f"the alignment changes the function: output {evidence.where!r} differs by "
-                             f"{evidence.max_rel:.1e} relative in float64, caused by {blame}{more}: do not use it for "
-                             "transport", evidence)
+    if not isinstance(model, nn.Module) and state is None:
+        state = model.state_dict if isinstance(model, ExportedProgram) else None
+    own = dict(model.state_dict() if isinstance(model, nn.Module) and state is None else state or {})
+    moved = _applied(alignment, own)
+    program = model if isinstance(model, Program) else capture(model, example_inputs)
+    judge = _Judge(program, alignment, given_inputs(program, example_inputs), own, tolerance)
+    evidence = judge.first(moved)
+    if isinstance(model, nn.Module):
+        evidence = judge.module(evidence, model, example_inputs, moved)
+    for weights, kind, seed in _planned(program if draws is None else draws):
+        evidence = judge.drawn(evidence, weights, kind, seed)
+    return evidence
 
 
-def _outputs(model: nn.Module, state, inputs) -> dict[str, torch.Tensor]:
-    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), default_dtype(torch.float64):
-        torch.manual_seed(0)  # a module that draws numbers draws the same ones each time
+def _planned(draws: Program | int) -> Iterator[tuple[str, str, int]]:
+    """(weights, kind of inputs, seed) of each draw."""
+    count = draws if isinstance(draws, int) else next((n for size, n in SIZES if _size(draws) <= size), 1)
+    for k in range(count):
+        weights, kind = DRAWS[k % len(DRAWS)]
+        yield weights, kind, k - k // 2 if kind == "ordinary" else k
+
+
+def _size(program: Program) -> int:
+    """How many numbers a run makes."""
+    values = (node.meta.get("val") for node in program.module.graph.nodes)
+    return sum(value.numel() for value in values if isinstance(value, Tensor))
+
+
+class _Judge:
+    """Compares a program with its permuted self on one state and set of inputs after the other."""
+
+    def __init__(self, program: Program, alignment: Alignment, inputs: Mapping[str, Tensor], own: Mapping[str, Any],
+                 tolerance: float | None):
+        self.program, self.alignment, self.inputs, self.own = program, alignment, inputs, own
+        self.tolerance = tolerance
+        self.move = alignment.apply_to_output if alignment.spec.outputs else None
+
+    def first(self, moved: Mapping[str, Any]) -> Evidence:
+        """On the state and the inputs given."""
+        trial = Trial(self.program, self.own, self.inputs)
+        comparison = trial.compare(moved, self.move)
+        run = Run.of(comparison, "own", "given", "float64", _seen(trial))
+        if self.tolerance is not None:
+            run = replace(run, holds=run.holds and run.max_rel <= self.tolerance)
+        evidence = _evidence(comparison, trial, run, self.tolerance)
+        return evidence if run.holds else self._refused(evidence, trial, _applied(self.alignment, trial.state))
+
+    def drawn(self, evidence: Evidence, weights: str, kind: str, seed: int) -> Evidence:
+        """On a state and inputs of our own."""
+        inputs = draw_inputs(self.program, [self.inputs], seed, kind)
+        state = self.own if weights == "own" else draw_state(self.program, seed, self.own)
+        label = weights if weights == "own" else f"random {seed}"
         try:
-            result = torch.func.functional_call(model, state, args, kwargs, tie_weights=False)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise CaptureError(f"{type(model).__name__} does not run on the example inputs in float64: "
-                               f"{str(error).splitlines()[0]}") from error
-    return {path: leaf for path, leaf in leaves_of(result) if isinstance(leaf, torch.Tensor)}
+            trial = Trial(self.program, state, inputs)
+        except CaptureError as error:
+            return replace(evidence, notes=(*evidence.notes, f"weights {label}, inputs {kind}: {error}"))
+        moved = _applied(self.alignment, trial.state)
+        comparison = trial.compare(moved, self.move)
+        run = Run.of(comparison, label, kind, "float64", _seen(trial))
+        if run.holds:
+            return replace(evidence, runs=(*evidence.runs, run))
+        worse = _evidence(comparison, trial, run, self.tolerance)
+        return self._refused(replace(worse, runs=(*evidence.runs, run), notes=evidence.notes), trial, moved)
+
+    def module(self, evidence: Evidence, model: nn.Module, example_inputs: Any, moved: Mapping[str, Any]) -> Evidence:
+        """The module itself, in its own precision. Raises CaptureError if it is not what was captured."""
+        if draws_numbers(self.program):
+            return _noted(evidence, "it draws random numbers")
+        trial = Trial(self.program, self.own, self.inputs, size=rounding_of(self.program))
+        with Module.of(model, example_inputs) as module:
+            try:
+                before, again, after = (module.outputs(state) for state in (self.own, self.own, moved))
+            except Exception as error:  # noqa: BLE001 - the user's code can raise anything
+                return _noted(evidence, (str(error).splitlines() or [type(error).__name__])[0])
+        exact = trial.before.outputs
+        if set(exact) - set(before) or set(exact) - set(after):
+            return _noted(evidence, "its outputs have other names each time")
+        captured = trial.beside(as_outcome(before, exact))
+        if captured.breaks:
+            if any(not torch.equal(before[path].nan_to_num(), again[path].nan_to_num()) for path in exact):
+                return _noted(evidence, "its outputs differ from call to call")
+            raise CaptureError(_other(model, captured))
+        comparison = self._module_gaps(trial, after, exact)
+        run = Run.of(comparison, "own", "given", "own")
+        evidence = replace(evidence, runs=(*evidence.runs, run))
+        if run.holds:
+            return evidence
+        errors = {path: (gap.absolute, gap.relative) for path, gap in comparison.gaps.items()}
+        evidence = replace(evidence, max_abs=run.max_abs, max_rel=run.max_rel, where=run.where, outputs=errors)
+        raise NotEquivalentError(f"the alignment changes the function: output {run.where!r} of the module itself "
+                                 f"differs by {run.max_rel:.1e} relative in its own precision, though that of the "
+                                 "captured graph does not: the module does something that the graph does not show; "
+                                 "do not use the alignment for transport", evidence)
+
+    def _module_gaps(self, trial: Trial, after: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> Comparison:
+        if self.move is None:
+            return trial.beside(as_outcome(after, exact))
+        moved = {path: self.move(path, value) for path, value in exact.items()}
+        return trial.beside(as_outcome(after, moved), self.move)
+
+    def _refused(self, evidence: Evidence, trial: Trial, moved: Mapping[str, Any]) -> Evidence:
+        """Raises NotEquivalentError, with what breaks the function."""
+        found = blame(trial, self.alignment, moved, self.move)
+        evidence = replace(evidence, offending=found.groups, sites=found.sites)
+        run = evidence.runs[-1]
+        on = "" if (run.weights, run.inputs) == ("own", "given") else f" (weights {run.weights}, inputs {run.inputs})"
+        raise NotEquivalentError(f"the alignment changes the function: output {evidence.where!r} differs by "
+                                 f"{evidence.max_rel:.1e} relative in float64{on}, caused by {_words(found)}: do not "
+                                 "use it for transport", evidence)
 
 
-def _compare(model, state, inputs, reference, alignment: Alignment, tolerance: float) -> Evidence:
-    moved = _outputs(model, alignment.apply(state), inputs)
-    errors = {}
-    for path, before in reference.items():
-        before = alignment.apply_to_output(path, before)
-        after = moved[path]
-        if not before.is_floating_point() and not before.is_complex():
-            errors[path] = (0.0, 0.0) if torch.equal(before, after) else (float("inf"), float("inf"))
-        elif before.numel():
-            gap = float((after - before).abs().max())
-            gap = gap if gap == gap else float("inf")
-            scale = float(before.abs().max())
-            errors[path] = (gap, gap / scale if scale > 0 else (0.0 if gap == 0 else float("inf")))
-    where = max(errors, key=lambda path: errors[path][1], default="")
-    worst = errors.get(where, (0.0, 0.0))
-    return Evidence(max((e[0] for e in errors.values()), default=0.0), worst[1], where, errors, tolerance)
+def _applied(alignment: Alignment, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What the alignment makes of a state. Raises StateError if that is no state of the same kind."""
+    moved = alignment.apply(state)
+    for name, value in state.items():
+        other = moved.get(name)
+        if isinstance(value, Tensor) and not (isinstance(other, Tensor) and other.shape == value.shape):
+            raise StateError(f"the alignment makes of {name!r} "
+                             f"{f'shape {tuple(other.shape)}' if isinstance(other, Tensor) else 'nothing'}, not shape "
+                             f"{tuple(value.shape)}: its `apply` does not return a state of this model")
+    return moved
 
 
-def _alone(alignment: Alignment, name: str) -> Alignment:
-    """The alignment with one group moved and all others left."""
-    still = alignment.spec.identity().permutations
-    return Alignment(alignment.spec, {**still, name: alignment.permutations[name]})
+def _evidence(comparison: Comparison, trial: Trial, run: Run, tolerance: float | None) -> Evidence:
+    errors = {path: (gap.absolute, gap.relative) for path, gap in comparison.gaps.items()}
+    return Evidence(comparison.absolute, comparison.relative, comparison.where, errors,
+                    TOLERANCE if tolerance is None else tolerance, noise=trial.noise, runs=(run,))
 
 
-def find_equivalence(spec: Spec, a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> Alignment | None:
-    """The alignment that makes state `a` exactly equal to state `b`, or None if none was found.
+def _seen(trial: Trial) -> bool:
+    """Whether some output is a number at all."""
+    return any(bool(torch.isfinite(value).any()) if value.is_floating_point() or value.is_complex() else True
+               for value in trial.before.outputs.values() if value.numel())
 
-    An alignment that is returned is a proof: applied to `a` it gives `b`, number for number. None is not one, though
-    where the numbers of a layer are all different nothing is missed.
-    """
-    spec.check(a, "the first state")
-    spec.check(b, "the second state")
-    one, other = spec.stacked(a), spec.stacked(b)
-    if any(not torch.equal(torch.sort(one[n].detach().flatten()).values, torch.sort(other[n].detach().to(one[n]).flatten()).values)
-           for n in spec.layouts):
-        return None
-    alignment = match(spec, a, b, effort="best")
-    moved = alignment.apply(a)
-    return alignment if all(torch.equal(moved[name], b[name].to(moved[name])) for name in spec.names) else None
+
+def _noted(evidence: Evidence, why: str) -> Evidence:
+    return replace(evidence, notes=(*evidence.notes, f"the module itself was not compared with its graph: {why}"))
+
+
+def _other(model: nn.Module, captured: Comparison) -> str:
+    gap = captured.gaps[captured.where]
+    return (f"{type(model).__name__} is not what was captured: output {captured.where!r} differs by {gap.relative:.1e} "
+            "relative on the example inputs, in its own precision: it may read numbers out of its tensors, or keep what "
+            "earlier calls left behind; capture the part of the module that does not")
+
+
+def _words(found: Blame) -> str:
+    groups = f"group{'s' if len(found.groups) > 1 else ''} {', '.join(map(repr, found.groups[:3]))}" if found.groups else ""
+    more = f" and {len(found.groups) - 3} more" if len(found.groups) > 3 else ""
+    sites = ", ".join(place(site) for site in found.sites[:3])
+    sites += f" and {len(found.sites) - 3} more" if len(found.sites) > 3 else ""
+    if groups:
+        return f"{groups}{more} at {sites}" if sites else groups + more
+    return f"{sites}, which no group moves so" if sites else "no single group, only several together"

@@ -1,0 +1,86 @@
+"""The module itself, at any state, in its own precision: what ties a captured program to it."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..capture import Program, leaves_of
+from ..capture.leaves import arguments
+from ..capture.tracing_copy import quiet, tracing_copy_of
+from ..evaluate import Outcome
+
+ALLOWED = 16.0  # units in the last place, of the coarsest type on the way, that each number may be off
+
+
+class Module:
+    """Runs a copy of a module, in eval mode, with copies of the tensors of a state dict and of the example inputs.
+
+    Raises RuntimeError or whatever the module raises if it will not run.
+    """
+
+    def __init__(self, model: nn.Module, copied: nn.Module, example_inputs: Any):
+        self.copied = copied
+        self.args, self.kwargs = arguments(example_inputs)
+        self.own = model.state_dict(keep_vars=True)
+        names: dict[int, list[str]] = {}
+        for name, tensor in _held(model):
+            names.setdefault(id(tensor), []).append(name)
+        self.names = {entry: names.get(id(tensor), []) for entry, tensor in self.own.items()}
+
+    @classmethod
+    @contextmanager
+    def of(cls, model: nn.Module, example_inputs: Any) -> Iterator[Module]:
+        with quiet(), tracing_copy_of(model, {}) as copied:
+            yield cls(model, copied, example_inputs)
+
+    def outputs(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensor outputs by path."""
+        held = {name: tensor.detach().clone() for name, tensor in _held(self.copied)}
+        for entry, names in self.names.items():
+            if not names and isinstance(self.own[entry], Tensor):
+                raise RuntimeError(f"{entry!r} of its state is no parameter or buffer of it")
+            value = state.get(entry)
+            if names and value is not None:
+                value = value.detach().to(self.own[entry].device, self.own[entry].dtype, copy=True)
+                held.update(dict.fromkeys(names, value))
+        tensors = [leaf for _, leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+        args, kwargs = copy.deepcopy((self.args, self.kwargs), {id(t): t.detach().clone() for t in tensors})
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            result = torch.func.functional_call(self.copied, held, args, kwargs, tie_weights=False)
+        return {path: leaf for path, leaf in leaves_of(result) if isinstance(leaf, Tensor)}
+
+
+def _held(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers under all their names."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def rounding_of(program: Program) -> float:
+    """The relative error that the coarsest floating-point type in a program makes, and a little more."""
+    kinds = {value.dtype for node in program.module.graph.nodes if node.users or node.op == "output"
+             for value in [node.meta.get("val")] if isinstance(value, Tensor) and value.is_floating_point()}
+    return min(0.5, ALLOWED * max((torch.finfo(dtype).eps for dtype in kinds), default=0.0))
+
+
+def draws_numbers(program: Program) -> bool:
+    """Whether two runs of the module need not agree."""
+    return any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+               for node in program.module.graph.nodes)
+
+
+def as_outcome(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> Outcome:
+    """Outputs of the module beside those in float64: what is no longer a finite number in its own precision, and is one
+    in float64, is left out of the comparison."""
+    outputs = {}
+    for path, value in exact.items():
+        own = found[path].to(value.device, value.dtype)
+        if value.is_floating_point() or value.is_complex():
+            own = torch.where(torch.isfinite(value) & ~torch.isfinite(own), value, own)
+        outputs[path] = own
+    return Outcome(outputs, {})
