@@ -96,7 +96,7 @@ def test_another_state_can_be_given():
 
 
 @pytest.mark.parametrize("name, factor", [("mlp", "4.weight:0"), ("mlp", "0.weight:1"), ("lenet", "3.weight:2"),
-                                          ("vit_fused", "head.weight:0"), ("gpt2", "wpe.weight:0")])
+                                          ("vit_fused", "head.weight:0"), ("gpt2", "wpe.weight:0.0")])
 def test_the_offending_group_is_named(name, factor):
     module, inputs = build(name)
     spec = widened(spec_of(name), factor)
