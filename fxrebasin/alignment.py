@@ -55,8 +55,12 @@ class Alignment:
         """The permuted state, all tensors new; keys, dtypes, devices and ties as given. Raises StateError if the
         state does not fit the spec."""
         self.spec.check(state)
-        moved = self.spec.unstacked(self._applied(self.spec.stacked(state)))
-        return {name: moved[name].to(tensor) for name, tensor in state.items()}
+        return self.carry(state)
+
+    def carry(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`apply` for what is no state, such as differences of states: whatever the numbers are, they are permuted."""
+        moved = self.spec.unstacked(self._applied(self.spec.stacked(tensors)))
+        return {name: moved[name].to(tensor) for name, tensor in tensors.items()}
 
     def _applied(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The permuted state, for a stacked one."""

@@ -61,7 +61,7 @@ def test_formula_from_its_parts(name):
     carried = pi.apply({k: vector[k] for k in spec.shapes})
     result = fxr.transport(base, fine, new, pi, 0.7)
     assert list(result) == list(new)
-    for k in spec.shapes:
+    for k in (k for k in spec.shapes if "running" not in k):  # statistics have units of their own: test_statistics.py
         assert torch.equal(result[k], new[k] + 0.7 * carried[k]), k
 
 

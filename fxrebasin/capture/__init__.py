@@ -20,8 +20,8 @@ To be read in this order:
 """
 from .front import capture
 from .interpreter import default_dtype
-from .leaves import leaves_of
+from .leaves import arguments, leaves_of
 from .program import Output, Program
 from .source import Source
 
-__all__ = ["Output", "Program", "Source", "capture", "default_dtype", "leaves_of"]
+__all__ = ["Output", "Program", "Source", "arguments", "capture", "default_dtype", "leaves_of"]

@@ -11,7 +11,7 @@ from ..errors import FxrebasinError
 from ..factors import Value
 from ..reroll import rerolled
 from ..spec import Axis, Block, Spec
-from .analysis import Analysis
+from .analysis import Analysis, numbers_of
 from .reader import Reader
 from .roles import note_on, roles_of
 
@@ -49,7 +49,7 @@ def _largest(program: Program, outputs: str) -> Spec:
 def _stacked(program: Program, outputs: str, spec: Spec, leave: frozenset[str] = frozenset()) -> Spec:
     """The largest spec, of the one given and of those in which submodules that are alike are one."""
     for rolled in rerolled(program, leave):
-        stacked = replace(Analysis(rolled.program).spec(outputs), stacks=rolled.stacks)
+        stacked = replace(Analysis(rolled.program).spec(outputs), stacks=rolled.stacks, numbers=numbers_of(program))
         if stacked.log10_order > spec.log10_order + GAIN:
             spec = stacked
     return spec

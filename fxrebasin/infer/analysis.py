@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +20,9 @@ from ..factors import Factors, Segment, Value, natural
 from ..rules import RULES, Call
 from ..rules.ties import Ties
 from ..spec import Spec
-from .indices import Indices
+from ..spec.fit import digest_of
 from .constants import Constants, argument, shapes
+from .indices import Indices
 from .reader import Reader
 
 _INPUT = "follows an input of the network"
@@ -61,11 +64,11 @@ class Analysis:
             self.live.add(node)
         elif source.kind == "constant":
             self.constants.given[node] = source.value
-            self.values[node] = self._constant(source, sizes[0])
+            self.values[node] = self._constant(node, source, sizes[0])
         else:
             self.values[node] = self.factors.value(sizes[0], _INPUT)
 
-    def _constant(self, source, shape) -> Value:
+    def _constant(self, node: fx.Node, source, shape) -> Value:
         """A tensor of the graph that is not in the state: pinned along every axis on which its numbers vary."""
         reason = f"the constant {source.name!r} varies along it"
         content = source.value
@@ -73,6 +76,8 @@ class Analysis:
         for d, size in enumerate(shape):
             same = content is not None and size > 1 and bool((content == content.narrow(d, 0, 1)).all())
             segments.append(Segment.plain(natural((size,)), None if same else reason))
+            if same:
+                self.constants.read.add(node)
         return self.factors.build(shape, [segments])
 
     # ------------------------------------------------------------------------------------------------------------ ops
@@ -205,7 +210,7 @@ class Analysis:
             reason = f"decides a branch ({output.path})" if decision else f"network output {output.path!r}"
             self._pin(value, reason)
         self._unused()
-        return Reader(self.state, free_outputs).spec(program, self.unruled)
+        return replace(Reader(self.state, free_outputs).spec(program, self.unruled), numbers=numbers_of(program, self.constants.read))
 
     def _unused(self) -> None:
         """What the forward pass does not use could be permuted at will; that says nothing about the function."""
@@ -219,3 +224,11 @@ class Analysis:
             for block in self.state[name].blocks:
                 idle = block.atoms() if name not in used else [atom for atom in block.atoms() if not atom.used]
                 self.factors.pin(idle, "not used by the forward pass")
+
+
+def numbers_of(program: Program, read: Iterable[fx.Node] | None = None) -> dict[str, str]:
+    """Entry of integers or booleans -> a hash of its numbers, for those that some nodes (all by default) stand for."""
+    nodes = program.module.graph.nodes if read is None else read
+    sources = [program.sources[node.name] for node in nodes if node.name in program.sources]
+    found = {source.name: digest_of(source.value) for source in sources if source.name in program.passed}
+    return {name: found[name] for name in program.passed if found.get(name)}

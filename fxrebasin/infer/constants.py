@@ -17,6 +17,7 @@ class Constants:
 
     def __init__(self):
         self.given: dict[fx.Node, torch.Tensor | None] = {}
+        self.read: set[fx.Node] = set()  # constants whose numbers the analysis relies on
 
     def integers(self, node: fx.Node, name: str) -> np.ndarray | None:
         """The numbers of an argument of a call, if they are integers that never change."""
@@ -30,6 +31,8 @@ class Constants:
 
     def evaluate(self, node: fx.Node) -> torch.Tensor | None:
         """A node's value; None if it depends on inputs or state, or cannot be worked out."""
+        if node.op != "call_function":
+            self.read.add(node)
         if node in self.given or node.op != "call_function":
             return self.given.get(node)
         self.given[node] = None

@@ -10,7 +10,6 @@ from ..capture import Program
 from ..spec import roles as words
 from .constants import argument
 
-_VARIANCES = ("running_var", "running_variance", "moving_var", "moving_variance")  # where no op says so
 _COUNTERS = ("num_batches_tracked",)
 _SAME = ("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand", "permute", "transpose", "select",
          "clone", "alias", "detach", "_to_copy", "to", "repeat", "contiguous")  # what leaves numbers as they are
@@ -57,7 +56,7 @@ def _statistics(program: Program) -> dict[str, str]:
     """The running means and variances among the buffers: by the op that reads them, by a square root that is taken
     of them, and by name where nothing reads them."""
     buffers = {name for name in program.state if program.kinds.get(name) == "buffer"}
-    found = {name: words.VARIANCE for name in buffers if name.rpartition(".")[2] in _VARIANCES}
+    found = {name: words.VARIANCE for name in buffers if words.by_name(name) == words.VARIANCE}
     for node in program.module.graph.nodes:
         source = program.sources.get(node.name)
         if source is not None and source.name in buffers and any(map(_is_rooted, node.users)):

@@ -21,6 +21,7 @@ from .many import match_many, merge
 from .methods import EFFORTS, METHODS, Search, flattened, method_named
 from .objective.activations import add_activations
 from .objective.problem import Problem
+from .prepared import Prepared, prepared
 from .solve.descent import Clock
 from .solve.step import Step
 
@@ -52,38 +53,41 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
     chosen = method_named(method)
     if effort not in EFFORTS:
         raise FxrebasinError(f"unknown effort {effort!r}: choose one of {', '.join(EFFORTS)}")
-    spec.check(source, "the source")
-    spec.check(target, "the target")
+    infinite = spec.check_together({"the source": source, "the target": target})
     source, target = spec.stacked(source), spec.stacked(target)
-    problem = Problem(flattened(spec) if chosen.flat else spec, source, target, dtype)
+    ready = prepared(flattened(spec) if chosen.flat else spec, source, target, infinite)
+
+    def problem_of(spec: Spec) -> Problem:
+        return Problem(spec, ready.source, ready.target, dtype)
+
+    def result() -> Alignment:
+        return ready.alignment(problem.alignment, objective=ready.cosine(problem, problem_of), method=method)
+
+    problem = problem_of(ready.spec)
     keeps = checkpoint is not None and chosen.inputs
     clock = Clock(seconds, progress, problem.cosine,
-                  (lambda: _result(problem, method).save(checkpoint)) if keeps else None)
+                  (lambda: result().save(checkpoint)) if keeps else None)
     if inputs is not None:
         if model is None or not chosen.inputs:
             raise FxrebasinError("matching activations needs the module (`model=`) and the method 'exact'")
         add_activations(problem, spec, model, inputs, source, target, inputs_weight)
     order = [problem.roots[k] for k in np.random.default_rng(seed).permutation(len(problem.roots))]
-    earlier = _earlier(spec, checkpoint) if keeps else None
+    earlier = _earlier(ready, checkpoint) if keeps else None
     try:
         chosen.run(problem, Search(order, clock, effort, seed, earlier))
     finally:
         clock.keep()
-    return _result(problem, method)
+    return result()
 
 
-def _earlier(spec: Spec, checkpoint: str | os.PathLike) -> Alignment | None:
+def _earlier(ready: Prepared, checkpoint: str | os.PathLike) -> Alignment | None:
     """What an earlier match left there, to go on from."""
     if not Path(checkpoint).exists():
         return None
     earlier = Alignment.load(checkpoint)
-    if earlier.spec != spec:
+    if earlier.spec != ready.whole:
         raise SpecError(f"{checkpoint} belongs to another model: remove it, or give another file")
-    return earlier
-
-
-def _result(problem: Problem, method: str) -> Alignment:
-    return Alignment(problem.spec, problem.alignment.permutations, objective=problem.cosine(), method=method)
+    return ready.part(earlier)
 
 
 __all__ = ["METHODS", "Problem", "Step", "match", "match_many", "merge"]

@@ -11,8 +11,10 @@ To be read in this order:
     value     Spec: all groups of one model, everything pinned, and why
     entry     one entry of the state: what moves it, and what keeps it
     stacks    parameters of submodules that are alike, seen as one tensor
+    dtypes    what numbers are computed in
     roles     what an entry of a state is, and what follows from it
     fit       whether a state is one of a spec's model
+    hold      the part of the symmetries that keeps some numbers in place
     text      a spec as JSON, and back
     validity  whether what was read is consistent
 """

@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .dtypes import plain
+from .stacks import parts_of
+
 if TYPE_CHECKING:
     from .value import Spec
 
@@ -30,6 +33,15 @@ MEAN, VARIANCE = "statistic (running mean)", "statistic (running variance)"
 INDEX, COUNTER, EXTRA = "index or mask", "counter", "extra state"
 OUTSIDE = "outside the example run"
 ROLES = (PARAMETER, BUFFER, MEAN, VARIANCE, INDEX, COUNTER, EXTRA)
+
+VARIANCES = ("running_var", "running_variance", "moving_var", "moving_variance")  # names, where no op tells
+MEANS = ("running_mean", "moving_mean")
+
+
+def by_name(name: str) -> str:
+    """The role of an entry of floating-point numbers of which the name alone is known."""
+    last = name.rpartition(".")[2]
+    return VARIANCE if last in VARIANCES else MEAN if last in MEANS else PARAMETER
 
 
 def outside(role: str) -> str:
@@ -48,8 +60,7 @@ def kind(role: str) -> str:
 
 def role_of(spec: Spec, name: str) -> str:
     """The role of a tensor, stacked ones and aliases included; what nothing is known of is a parameter."""
-    while name in spec.stacks:
-        name = spec.stacks[name][0]
+    name = parts_of(spec, name)[0]
     return spec.roles.get(name) or spec.roles.get(spec.ties.get(name, name), PARAMETER)
 
 
@@ -62,12 +73,12 @@ def fixed(spec: Spec, *states: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
 
 def _may_be_fixed(spec: Spec, name: str) -> bool:
     known = name in spec.layouts or name in spec.names
-    return known and kind(role_of(spec, name)) in (BUFFER, MEAN, VARIANCE)
+    return known and kind(role_of(spec, name)) == BUFFER
 
 
 def agree(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors hold the same numbers, each as exactly as the less precise of the two can say them."""
-    if one.shape != other.shape or "meta" in (one.device.type, other.device.type):
+    if one.shape != other.shape or one.is_complex() != other.is_complex() or "meta" in (one.device.type, other.device.type):
         return False
     coarse = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
-    return torch.equal(one.detach().to(coarse), other.detach().to(one.device, coarse))
+    return torch.equal(plain(one.to(coarse)), plain(other.to(one.device, coarse)))

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import StateError
+from .dtypes import computing, plain
+
 if TYPE_CHECKING:
     from .value import Spec
 
@@ -19,6 +22,12 @@ def names_of(spec: Spec) -> dict[str, tuple[int, ...]]:
         shape = shapes.pop(stack)
         shapes.update(dict.fromkeys(parts, shape[1:]))
     return shapes | {alias: shapes[name] for alias, name in spec.ties.items()}
+
+
+def parts_of(spec: Spec, tensor: str) -> tuple[str, ...]:
+    """The names of the state dict that a tensor is stacked from, or its own."""
+    inner = spec.stacks.get(tensor)
+    return (tensor,) if inner is None else tuple(name for part in inner for name in parts_of(spec, part))
 
 
 def is_whole(spec: Spec, tensor: str, axis: int) -> bool:
@@ -41,12 +50,23 @@ def stacked(spec: Spec, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     result = dict(state)
     for stack, parts in spec.stacks.items():
         tensors = [result.pop(name) for name in parts]
-        wide = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        wide = tensors[0].dtype if len({t.dtype for t in tensors}) == 1 else reduce(
+            torch.promote_types, (computing(tensor.dtype) for tensor in tensors))
         result[stack] = torch.stack([tensor.detach().to(tensors[0].device, wide) for tensor in tensors])
     for alias, name in spec.ties.items():
-        if name not in result:
-            result.pop(alias, None)
+        if name not in result and (tensor := result.pop(alias, None)) is not None and not tied(tensor, state[name]):
+            raise StateError(f"{alias!r} is tied to {name!r} in the model, and holds other numbers in this state: "
+                             "a tie between parts of submodules that are alike cannot be broken: tie them again")
     return result
+
+
+def tied(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are one, or hold the same numbers, as a file has them that cannot tie."""
+    if one is other or "meta" in (one.device.type, other.device.type):
+        return True
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return one.data_ptr() == other.data_ptr() or torch.equal(plain(one), plain(other).to(one.device))
 
 
 def unstacked(spec: Spec, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

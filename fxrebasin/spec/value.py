@@ -139,8 +139,14 @@ class Spec:
         return stacks.unstacked(self, state)
 
     def check(self, state: Mapping[str, torch.Tensor], what: str = "the state") -> None:
-        """Raises StateError unless `state` has exactly the tensors of this spec, of the right shapes, all finite."""
+        """Raises StateError unless `state` has exactly the tensors of this spec, of the right shapes, and each holds
+        what its role allows."""
         fit.check(self, state, what)
+
+    def check_together(self, states: Mapping[str, Mapping[str, torch.Tensor]]) -> frozenset[str]:
+        """`check` for some states (by what they are called in errors) that are to be used together: what is infinite
+        must be so in all of them. Returns the names of what is."""
+        return fit.check_together(self, states)
 
     # ------------------------------------------------------------------------------------------------------- as text
 

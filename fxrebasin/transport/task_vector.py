@@ -5,6 +5,7 @@ Source: "Update Your Transformer to the Latest Release: Re-Basin of Task Vectors
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,23 @@ from torch import nn
 
 from ..alignment import Alignment
 from ..errors import FxrebasinError, StateError
+from ..spec import Spec
+from ..spec.dtypes import leaves_range, wide
+from ..spec.fit import infinities
+from ..spec.roles import BUFFER, PARAMETER, kind
+from ..spec.stacks import tied
+from ..statistics import WAYS, arrived, changes, statistics_of
 
 State = Mapping[str, torch.Tensor]
 
 
+class TransportNote(UserWarning):
+    """Something about what was carried that its user should know."""
+
+
 def task_vector(base: State, finetuned: State) -> dict[str, torch.Tensor]:
-    """What the fine-tuning changed: finetuned - base, floating-point tensors alone, in float32 at least."""
+    """What the fine-tuning changed: finetuned - base, in float32 at least, for tensors of floating-point and complex
+    numbers alone. What is infinite in both has not changed."""
     result = {}
     for name, tensor in base.items():
         if name not in finetuned:
@@ -26,45 +38,62 @@ def task_vector(base: State, finetuned: State) -> dict[str, torch.Tensor]:
         if finetuned[name].shape != tensor.shape:
             raise StateError(f"{name!r} has shape {tuple(finetuned[name].shape)} in the fine-tuned state and "
                              f"{tuple(tensor.shape)} in its base: it is not a fine-tuning of this base")
-        if tensor.is_floating_point():
-            wide = torch.promote_types(torch.promote_types(tensor.dtype, finetuned[name].dtype), torch.float32)
-            result[name] = finetuned[name].detach().to(tensor.device, wide) - tensor.detach().to(wide)
+        if tensor.is_floating_point() or tensor.is_complex():
+            result[name] = difference(tensor, finetuned[name])
     return result
 
 
+def difference(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """new - old, in float32 at least, and 0 where both are the same infinity."""
+    kind = wide(old.dtype, new.dtype)
+    old, new = old.detach().to(kind), new.detach().to(old.device, kind)
+    found = new - old
+    return torch.where(new == old, torch.zeros_like(found), found) if found.isnan().any() else found
+
+
 def transport(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float = 1.0, *,
-              model: nn.Module | None = None, inputs: Any = None, keep: Any = None) -> dict[str, torch.Tensor]:
+              statistics: str = "ratio", dtype: torch.dtype | None = None, model: nn.Module | None = None,
+              inputs: Any = None, keep: Any = None) -> dict[str, torch.Tensor]:
     """A new state: target + alpha * pi(finetuned - base), for the alignment pi of base onto target.
 
     base, finetuned, target  states of one architecture
-    alpha                    how much of the task vector is added; 1 is all of it, 0 gives the target back
-    model, inputs, keep      with unlabelled inputs of the task the result is fitted to them, as `calibrate` says; `keep`
-                             are inputs on which the target is to stay as it is
+    alpha       how much of the task vector is added; 1 is all of it, 0 gives the target back
+    statistics  "ratio": running variances are multiplied by what the fine-tuning multiplied them by, and running means
+                shifted by as many deviations; "target": those of the target stay
+    dtype       of the floating-point tensors that come out; by default each has the target's
+    model, inputs, keep  with unlabelled inputs of the task the result is fitted to them, as `calibrate` says; `keep`
+                are inputs on which the target is to stay as it is
 
-    Keys, dtypes and devices are the target's; entries that are not floating-point (counters) are taken from it. The sum
-    is formed in float32 at least. Tensors that the target ties stay tied. Raises StateError if a state does not fit.
+    Keys and devices are the target's; integers, fixed buffers and extra state are taken from it. The sum is formed in
+    float32 at least. Tensors that the target ties stay tied, unless the fine-tuning broke the tie: then each is carried
+    by itself, with a warning. Raises StateError if a state does not fit, or a sum leaves the range of its dtype.
     """
     if inputs is not None:
         return _calibrated(base, finetuned, target, alignment, alpha, model, inputs, keep)
     if keep is not None:
         raise FxrebasinError("inputs to keep say nothing without inputs of the task: give inputs as well")
     spec = alignment.spec
-    for state, what in ((base, "the base"), (finetuned, "the fine-tuned state"), (target, "the target")):
-        spec.check(state, what)
+    if statistics not in WAYS:
+        raise FxrebasinError(f"statistics must be one of {', '.join(map(repr, WAYS))}, not {statistics!r}")
+    spec.check_together({"the base": base, "the fine-tuned state": finetuned, "the target": target})
     if not torch.isfinite(torch.tensor(float(alpha))):
         raise StateError(f"alpha is {alpha}: give a finite number")
-    carried = alignment.apply(task_vector({name: base[name] for name in spec.names}, finetuned))
+    vector = task_vector({name: base[name] for name in spec.names}, finetuned)
+    carried = alignment.carry(vector | changes(spec, base, finetuned))
+    told = arrived(spec, target, carried, alpha) if statistics == "ratio" else dict.fromkeys(statistics_of(spec))
+    untied = _untied(spec, base, finetuned)
+    result: dict[str, torch.Tensor] = {}
     done: dict[tuple, torch.Tensor] = {}
-    result = {}
     for name, tensor in target.items():
-        same = spec.ties.get(name, name), tensor.data_ptr()
+        same = name if name in untied else spec.ties.get(name, name), tensor.data_ptr()
         if same not in done:
-            if name in carried:
-                wide = torch.promote_types(tensor.dtype, carried[name].dtype)
-                moved = tensor.detach().to(wide) + alpha * carried[name].to(tensor.device, wide)
-                done[same] = moved.to(tensor.dtype)
+            if name in told:
+                total = told[name]
+            elif name in carried:
+                total = _sum(tensor, carried[name], alpha)
             else:
-                done[same] = tensor.detach().clone()
+                total = _in_place(spec, name, base, finetuned, tensor, alpha)
+            done[same] = tensor.detach().clone() if total is None else narrowed(name, total, tensor, dtype)
         result[name] = done[same]
     return result
 
@@ -78,3 +107,40 @@ def _calibrated(base: State, finetuned: State, target: State, alignment: Alignme
     if alpha != 1:
         raise FxrebasinError(f"alpha is {alpha}, but with inputs it is fitted: leave it out")
     return calibrate(model, base, finetuned, target, alignment, inputs, keep).state
+
+
+def _sum(tensor: torch.Tensor, tau: torch.Tensor, alpha: float) -> torch.Tensor:
+    kind = torch.promote_types(wide(tensor.dtype), tau.dtype)
+    return tensor.detach().to(kind) + alpha * tau.to(tensor.device, kind)
+
+
+def _in_place(spec: Spec, name: str, base: State, finetuned: State, tensor: torch.Tensor,
+              alpha: float) -> torch.Tensor | None:
+    """The sum for a tensor that the spec leaves as it is (it overlaps another in memory), None for what is not to be
+    added to: counters, masks, extra state, entries that the model does not have."""
+    known = name in spec.passed and kind(spec.roles.get(name, "")) in (PARAMETER, BUFFER)
+    if not known or name not in base or name not in finetuned:
+        return None
+    return _sum(tensor, task_vector({name: base[name]}, finetuned)[name], alpha)
+
+
+def narrowed(name: str, total: torch.Tensor, like: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """A sum in the dtype asked for, or that of `like`. Raises StateError if it leaves the range."""
+    to = like.dtype if dtype is None or not (like.is_floating_point() or like.is_complex()) else dtype
+    to = to.to_complex() if total.is_complex() else to
+    overflow = leaves_range(total, to) or bool((infinities(total) != infinities(like)).any())
+    if total.device.type != "meta" and overflow:
+        raise StateError(f"{name!r}: the sum leaves the range of {to}: give dtype=torch.float32, or a smaller alpha")
+    return total.to(to)
+
+
+def _untied(spec: Spec, base: State, finetuned: State) -> set[str]:
+    """Names that the model ties, and the fine-tuning changed apart."""
+    found = {alias for alias, name in spec.ties.items() if alias in base and name in base
+             and not (tied(base[alias], base[name]) and tied(finetuned[alias], finetuned[name]))}
+    if found:
+        pairs = ", ".join(f"{alias!r} is tied to {spec.ties[alias]!r}" for alias in sorted(found)[:3])
+        warnings.warn(f"{pairs} in the model, but not in the states given: each is carried by itself; load the result "
+                      "into a module that does not tie them (transformers: tie_word_embeddings=False)", TransportNote,
+                      stacklevel=3)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ...spec import Axis, Group, Site, Spec
 
@@ -50,5 +51,4 @@ def flattened(spec: Spec) -> Spec:
             groups[name] = Group(name, sizes[name], 1, (), (name,), tuple(dict.fromkeys(sites.get(name, ()))))
         else:
             reasons[name] = next((spec.reasons[f] for f in part if f in spec.reasons), "seen both flat and apart")
-    return Spec(groups, spec.pinned, sizes, reasons, layouts, spec.shapes, spec.ties, spec.passed, outputs,
-                spec.unruled, spec.notes, spec.stacks)
+    return replace(spec, groups=groups, sizes=sizes, reasons=reasons, layouts=layouts, outputs=outputs)
