@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from .draft import whole
 from .errors import CheckpointError, SpecError
 from .spec import Block, Group, Spec
 
@@ -180,19 +180,13 @@ class Alignment:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a safetensors file that holds the permutations and the spec; it appears whole or not at all."""
-        path = Path(path)
         names = list(self.permutations)
         tensors = {f"group.{k}": self.permutations[name].astype(np.int32) for k, name in enumerate(names)}
         metadata = {"format": FORMAT, "spec": self.spec.to_json(), "method": self.method or "",
                     "objective": "" if self.objective is None else repr(self.objective)}
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            save_file(tensors, draft, metadata=metadata)
-            os.replace(draft, path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot write {path}: {error}: is there such a folder, and is it writable?") from None
-        finally:
-            draft.unlink(missing_ok=True)
+        content = save(tensors, metadata=metadata)
+        with whole(path) as draft:
+            draft.write_bytes(content)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Alignment":
@@ -203,6 +197,8 @@ class Alignment:
                 if metadata.get("format") != FORMAT:
                     raise CheckpointError(f"{path} is not an alignment: give a file written by `match` or Alignment.save")
                 spec = Spec.from_json(metadata["spec"])
+                if odd := sorted(set(file.keys()) ^ {f"group.{k}" for k in range(len(spec.groups))}):
+                    raise SpecError(f"its groups and its tensors disagree on {odd[0]!r}")
                 arrays = {name: file.get_tensor(f"group.{k}") for k, name in enumerate(spec.groups)}
             objective = float(metadata["objective"]) if metadata.get("objective") else None
             return cls(spec, arrays, objective=objective, method=metadata.get("method") or None)

@@ -6,14 +6,18 @@ tensors are of interest (adapters). A part is one tensor with all its names, or 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from .alignment import Alignment
-from .spec import Spec
+from .errors import StateError
+from .spec import Axis, Spec
+
+State = Mapping[str, torch.Tensor]
 
 
 class Parts:
@@ -63,6 +67,41 @@ class Parts:
             stacks=_below(spec, part), roles={name: spec.roles[name] for name in names if name in spec.roles},
             passed=(), outputs={}, unruled={}, notes=(), numbers={})
         return Alignment(own, {name: self._alignment.permutations[name] for name in groups})
+
+
+    def rest(self) -> Alignment:
+        """The alignment of the entries that belong to no part: those that are passed through."""
+        return Alignment(replace(self.spec, groups={}, layouts={}, pinned={}, sizes={}, reasons={}, shapes={}, ties={},
+                                 stacks={}, outputs={}, unruled={}, notes=()), {})
+
+    def take(self, part: str, state: State) -> dict[str, torch.Tensor]:
+        """The tensors of a part, from a state that may leave names out that are tied to others."""
+        found = {name: state[name] for name in self.names[part] if name in state}
+        for name in self.names[part]:
+            if name not in found:
+                first = self.spec.ties.get(name, name)
+                same = next((n for n in found if self.spec.ties.get(n, n) == first), None)
+                if same is None:
+                    raise StateError(f"a state lacks {name!r}: is it a checkpoint of this model?")
+                found[name] = found[same]
+        return found
+
+
+def applied(alignment: Alignment, state: State) -> Iterator[tuple[str, torch.Tensor]]:
+    """What `alignment.apply(state)` gives, part by part; of `state` only one part is asked for at a time."""
+    parts = Parts(alignment)
+    for part in parts.names:
+        yield from parts.alignment(part).apply(parts.take(part, state)).items()
+    yield from parts.rest().apply({name: state[name] for name in alignment.spec.passed if name in state}).items()
+
+
+def still(name: str, shape: Sequence[int], role: str | None = None) -> Alignment:
+    """The alignment of a state that is one tensor, which moves nothing."""
+    places = [f"{name}:{axis}" for axis in range(len(shape))]
+    block = tuple(Axis(np.arange(size), (place,)) for size, place in zip(shape, places))
+    pinned = {(name, axis): "a part of a tensor that has been moved" for axis in range(len(shape))}
+    return Alignment(Spec({}, pinned, dict(zip(places, shape)), dict(zip(places, pinned.values())), {name: (block,)},
+                          {name: tuple(shape)}, roles={name: role} if role else {}), {})
 
 
 def _taken_apart(spec: Spec, tensor: str) -> tuple[tuple[str, ...], tuple[int, ...]]:

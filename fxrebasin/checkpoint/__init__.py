@@ -3,13 +3,23 @@
 What a file is, is told from its first bytes, not from its name. Torch files are read with `weights_only=True`
 alone, so that no code in them is run. What is written appears under its name whole or not at all.
 
-To be read in this order: `form` (how a checkpoint is stored), `file` (reads and writes one file), `folder`
-(several, as transformers stores them), `state` (the functions below).
-"""
-from .adapter import is_adapter, load_adapter, save_adapter
-from .file import whole
-from .form import CheckpointNote, Form, State
-from .state import check_writable, fill_ties, form_of, load_state, save_state
+To be read in this order:
 
-__all__ = ["CheckpointNote", "Form", "State", "check_writable", "fill_ties", "form_of", "is_adapter",
-           "load_adapter", "load_state", "save_adapter", "save_state", "whole"]
+    form     how a checkpoint is stored
+    header   where tensors lie in a safetensors file, and moving them in and out
+    file     what kind a file is; torch files
+    folder   which files are the checkpoint, and what to do with the others
+    stored   a checkpoint as a mapping that reads what is asked for
+    writer   a checkpoint that is written tensor by tensor
+    state    all of it at once
+    adapter  the folder of an adapter
+"""
+from ..draft import whole
+from .adapter import is_adapter, load_adapter, save_adapter
+from .form import CheckpointNote, Form, State
+from .state import check_writable, fill_ties, load_state, save_state
+from .stored import Stored, form_of
+from .writer import Plan, Writer, plan, writing
+
+__all__ = ["CheckpointNote", "Form", "Plan", "State", "Stored", "Writer", "check_writable", "fill_ties", "form_of",
+           "is_adapter", "load_adapter", "load_state", "plan", "save_adapter", "save_state", "whole", "writing"]

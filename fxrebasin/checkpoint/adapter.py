@@ -9,12 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
+from ..draft import whole
 from ..errors import CheckpointError
-from .file import kind_of, read_file, whole, write_file
-from .form import Kind, State, first_sentence
+from .folder import copy_rest
+from .form import Form, State, first_sentence
+from .state import load_state
+from .writer import choose, plan, writing
 
 CONFIG = "adapter_config.json"
-_FILES: dict[str, Kind] = {"adapter_model.safetensors": "safetensors", "adapter_model.bin": "torch"}
+_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def is_adapter(path: str | os.PathLike) -> bool:
@@ -35,11 +38,7 @@ def load_adapter(path: str | os.PathLike) -> tuple[dict[str, Any], State]:
                               "again") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder / CONFIG} is not the configuration of an adapter: copy or download it again")
-    file = tensors_of(folder)
-    try:
-        return config, read_file(file, kind_of(file), "cpu")[0]
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror or error}: check its permissions") from None
+    return config, load_state(tensors_of(folder))
 
 
 def tensors_of(folder: Path) -> Path:
@@ -51,9 +50,20 @@ def tensors_of(folder: Path) -> Path:
 
 
 def save_adapter(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | os.PathLike,
-                 like: str | os.PathLike | None = None) -> None:
-    """Writes the folder of an adapter. Raises CheckpointError."""
+                 like: str | os.PathLike | None = None, card: str = "") -> None:
+    """Writes the folder of an adapter, with all else that the folder `like` holds. Raises CheckpointError."""
+    choose_folder(Path(path))
     with whole(path) as draft:
         draft.mkdir()
+        if like is not None:
+            copy_rest(Path(like), draft, {CONFIG, *_FILES}, card)
         (draft / CONFIG).write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_file(dict(tensors), draft / "adapter_model.safetensors", "safetensors", {})
+        with writing(plan(draft / _FILES[0], tensors, None)) as writer:
+            for name, tensor in tensors.items():
+                writer.put(name, tensor)
+            writer.finish()
+
+
+def choose_folder(path: Path) -> None:
+    """Raises CheckpointError if no new folder can be written to `path`."""
+    choose(path, Form("safetensors", path, {}))

@@ -1,17 +1,15 @@
-"""One file of tensors: what kind it is, reading it, writing it."""
+"""One file of tensors: what kind it is, and torch files: reading them, writing them."""
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
+import struct
 import warnings
-from collections.abc import Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
@@ -46,33 +44,19 @@ def kind_of(path: Path) -> Kind:
                           "torch file of tensors")
 
 
-def read_file(path: Path, kind: Kind, device: str) -> tuple[State, dict[str, str], str | None]:
-    """The tensors of a file, its metadata (safetensors), and the key they lie under (torch)."""
-    if kind == "safetensors":
-        return *_read_safetensors(path, device), None
-    state, wrapper = _read_torch(path, device)
-    return state, {}, wrapper
+def open_torch(path: Path, mapped: bool = True) -> tuple[State, str | None]:
+    """The tensors of a torch file, and the key they lie under.
 
-
-def _read_safetensors(path: Path, device: str) -> tuple[State, dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt", device="cpu" if device == "meta" else device) as file:
-            metadata = dict(file.metadata() or {})
-            if metadata.get("format", "").startswith("fxrebasin-alignment"):
-                raise CheckpointError(f"{path} is an alignment, not a checkpoint: give the weights of a "
-                                      "model here")
-            names = list(file.keys())
-            return {name: file.get_tensor(name).to(device) for name in names}, metadata
-    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({first_sentence(error)}): copy or download "
-                              "it again") from None
-
-
-def _read_torch(path: Path, device: str) -> tuple[State, str | None]:
+    mapped  leave the numbers in the file until they are used (where it is of the newer kind); else they are read, and
+            held against the file's checksums
+    """
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip and not mapped:
+        _check_sums(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and mapped)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - a hostile or damaged pickle can raise anything
@@ -95,6 +79,19 @@ def _read_torch(path: Path, device: str) -> tuple[State, str | None]:
     return {name: value.detach() for name, value in content.items()}, wrapper
 
 
+def _check_sums(path: Path) -> None:
+    """Raises CheckpointError if a torch file's content is not what its checksums say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            odd = archive.testzip()
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error,
+            struct.error) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({first_sentence(error)}): copy or download it "
+                              "again") from None
+    if odd is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of {odd!r} is wrong: copy or download it again")
+
+
 def _torch_refusal(path: Path, error: Exception) -> str:
     text = str(error)
     if "TorchScript" in text:
@@ -112,59 +109,13 @@ def _torch_refusal(path: Path, error: Exception) -> str:
 # ---- writing -----------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def whole(path: str | os.PathLike) -> Iterator[Path]:
-    """A name beside `path` to write to: it becomes `path` at the end, or vanishes if anything fails.
-
-    Raises CheckpointError if the place cannot be written to.
-    """
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+def write_torch(state: Mapping[str, Tensor], path: Path, wrapper: str | None = None) -> None:
+    """Writes tensors in CPU memory to a torch file. Raises OSError."""
+    tensors = _compact(state)
     try:
-        yield draft
-        if draft.is_file():
-            with open(draft, "rb+") as file:
-                os.fsync(file.fileno())  # the name must not outlive a crash that the content does not
-        os.replace(draft, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_sentence(error)
-        raise CheckpointError(f"cannot write {path}: {reason}: choose a place that exists and has "
-                              "room") from None
-    finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)
-
-
-def write_file(state: State, path: Path, kind: Kind, metadata: Mapping[str, str],
-               wrapper: str | None = None) -> None:
-    """Writes tensors in CPU memory. Raises OSError or SafetensorError."""
-    path.touch()  # safetensors would make a file for its owner's eyes only
-    mode = path.stat().st_mode
-    if kind == "safetensors":
-        tensors = _apart({name: tensor.contiguous() for name, tensor in state.items()})
-        save_file(tensors, path, metadata={"format": "pt"} | dict(metadata))
-    else:
-        tensors = _compact(state)
-        try:
-            torch.save({wrapper: tensors} if wrapper else tensors, path)
-        except RuntimeError as error:  # how it reports a full disk
-            raise OSError(first_sentence(error)) from None
-    path.chmod(mode)
-
-
-def _apart(state: State) -> State:
-    """The same tensors, none of which overlaps another in memory."""
-    result, end = dict(state), {}
-    for name in sorted(state, key=lambda name: (state[name].data_ptr(), state[name].numel())):
-        tensor = state[name]
-        storage = tensor.untyped_storage().data_ptr()
-        if tensor.data_ptr() < end.get(storage, 0):
-            result[name] = tensor.clone()
-        else:
-            end[storage] = tensor.data_ptr() + tensor.numel() * tensor.element_size()
-    return result
+        torch.save({wrapper: tensors} if wrapper else tensors, path)
+    except RuntimeError as error:  # how it reports a full disk
+        raise OSError(first_sentence(error)) from None
 
 
 def _compact(state: State) -> State:

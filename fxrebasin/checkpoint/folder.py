@@ -2,16 +2,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from ..errors import CheckpointError
-from .file import kind_of, read_file, write_file
-from .form import INDEX, SUFFIXES, Form, Kind, State, dtypes_of, first_sentence
+from .form import INDEX, SUFFIXES, first_sentence
 
-_MAIN = ("model.safetensors" + INDEX, "pytorch_model.bin" + INDEX, "model.safetensors", "pytorch_model.bin")
-_COPIED = {".json", ".txt", ".model", ".jinja"}  # what it holds besides weights: configuration, tokenizer
+# Where a folder holds several, the first one is read, as transformers does.
+_MAIN = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
+_WEIGHTS = re.compile(r"(.*[-_.])?(model|pytorch_model|consolidated)([-_.].*)?\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|ot)"
+                      r"|.*\.(gguf|onnx|onnx_data|tflite|h5|msgpack|ot)")
+_NOT_PART = {".git", ".cache", "__pycache__"}  # of folders: how they came here, not what they hold
+CARD = "README.md"
 
 
 def find(path: Path) -> tuple[Path, Path | None]:
@@ -33,32 +41,9 @@ def find(path: Path) -> tuple[Path, Path | None]:
     return others[0], path
 
 
-def read_shards(index: Path, folder: Path, device: str) -> tuple[State, Form]:
-    """The tensors of all shards that an index names, in its order. Raises CheckpointError."""
-    files = _read_index(index)
-    state: State = {}
-    metadata: dict[str, dict[str, str]] = {}
-    kinds: set[Kind] = set()
-    for name in dict.fromkeys(files.values()):
-        shard = folder / name
-        if not shard.is_file():
-            raise CheckpointError(f"{index} names the shard {name!r}, which is not there: copy or download "
-                                  "it too")
-        kinds.add(kind := kind_of(shard))
-        found, metadata[name], _ = read_file(shard, kind, device)
-        expected = {tensor for tensor, file in files.items() if file == name}
-        if odd := sorted(expected ^ set(found)):
-            raise CheckpointError(f"{index} and its shard {name!r} disagree on {odd[0]!r}: get both from one "
-                                  "source")
-        state.update(found)
-    if len(kinds) != 1:
-        raise CheckpointError(f"{index} names shards of different kinds: get them from one source")
-    state = {name: state[name] for name in files}
-    return state, Form(kinds.pop(), folder, files, index.name, dtypes_of(state), metadata)
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """Tensor name -> shard; only plain file names, so that nothing outside the folder is read."""
+def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Tensor name -> shard, and what is said of the whole; only plain file names, so that nothing outside the folder is
+    read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         files = content.get("weight_map") if isinstance(content, dict) else None
@@ -71,22 +56,69 @@ def _read_index(path: Path) -> dict[str, str]:
         if not name or name in (".", "..") or re.search(r"[/\\\0]", name):
             raise CheckpointError(f"{path} names the shard {name!r}, which is not a file of its own folder: "
                                   "do not use this checkpoint, or correct the index")
-    return files
+    totals = content.get("metadata")
+    return files, totals if isinstance(totals, dict) else {}
 
 
-def write_folder(state: State, draft: Path, form: Form) -> None:
-    """Writes tensors to a new folder `draft`, with the shards, index and configuration of that of `form`."""
-    assert form.folder is not None
-    draft.mkdir()
-    for path in sorted(form.folder.iterdir()):
-        if path.is_file() and path.suffix in _COPIED and not path.name.endswith(INDEX):
-            shutil.copyfile(path, draft / path.name)
-    last = list(form.files.values())[-1]
-    files = {name: form.files.get(name, last) for name in state}
-    for file in dict.fromkeys(files.values()):
-        part = {name: tensor for name, tensor in state.items() if files[name] == file}
-        write_file(part, draft / file, form.kind, form.metadata.get(file, {}), form.wrapper)
-    if form.index is not None:
-        total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": files}, indent=2) + "\n"
-        (draft / form.index).write_text(text, encoding="utf-8")
+# ---- what it holds besides ---------------------------------------------------------------------------------
+
+
+def copy_rest(folder: Path, draft: Path, written: Collection[str], card: str = "") -> list[str]:
+    """Copies what a folder holds besides its weights to `draft`; returns what was left out, a line each.
+
+    Links stay links: what lies outside the folder is never copied. Weights in other formats are left out, since they
+    would be those of another model.
+
+    written  names of files that are written anew
+    card     a section to add to the folder's README.md
+    """
+    left: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if path.name not in _NOT_PART and path.name not in written and not _is_draft(path):
+            _copy(path, draft / path.name, folder.resolve(), left)
+    if card:
+        _add_to_card(draft / CARD, card)
+    return left
+
+
+def _is_draft(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".part")
+
+
+def _copy(path: Path, new: Path, root: Path, left: list[str]) -> None:
+    inner = path.is_dir() and not path.is_symlink()
+    if not inner and (_WEIGHTS.fullmatch(path.name) or _WEIGHTS.fullmatch(path.name.removesuffix(INDEX))) and (
+            path.parent.resolve() == root or not path.name.endswith((".safetensors", ".bin", ".pt"))):
+        left.append(f"{path}: other weights, of the model before")
+    elif path.is_symlink():
+        target = Path(os.path.realpath(path))
+        inside = target.is_relative_to(root)
+        new.symlink_to(os.path.relpath(target, path.parent.resolve()) if inside else target)
+    elif inner:
+        new.mkdir()
+        for each in sorted(path.iterdir()):
+            if each.name not in _NOT_PART:
+                _copy(each, new / each.name, root, left)
+    elif path.is_file():
+        shutil.copyfile(path, new)
+        shutil.copymode(path, new)
+    else:
+        left.append(f"{path}: neither a file nor a folder")
+
+
+def _add_to_card(card: Path, section: str) -> None:
+    """Adds a section to a model card; one that is a link is replaced, not followed."""
+    text = ""
+    if card.is_symlink():
+        card.unlink()
+    elif card.is_file():
+        text = card.read_text(encoding="utf-8", errors="replace").rstrip("\n") + "\n\n"
+    card.write_text(text + section.rstrip("\n") + "\n", encoding="utf-8")
+
+
+def index_text(files: Mapping[str, str], tensors: Mapping[str, Tensor], totals: Mapping[str, Any]) -> str:
+    """The index of shards: `totals` with the sizes that these tensors have."""
+    own = dict(totals) | {"total_size": sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())}
+    if "total_parameters" in own:
+        own["total_parameters"] = sum(tensor.numel() for tensor in tensors.values())
+    return json.dumps({"metadata": own, "weight_map": dict(files)}, indent=2) + "\n"

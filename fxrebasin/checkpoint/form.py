@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,8 +30,10 @@ class Form:
     files     tensor name -> the name of the file that holds it
     index     name of the file that says so, for checkpoints in shards, else None
     dtypes    tensor name -> dtype
+    shapes    tensor name -> shape
     metadata  file name -> free text entries of a safetensors file ({"format": "pt"})
     wrapper   the key of a torch file under which the state lies ("state_dict"), else None
+    totals    what the index says of the checkpoint as a whole
     """
 
     kind: Kind
@@ -39,12 +41,15 @@ class Form:
     files: Mapping[str, str]
     index: str | None = None
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     wrapper: str | None = None
+    totals: Mapping[str, Any] = field(default_factory=dict)
 
-
-def dtypes_of(state: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
-    return {name: tensor.dtype for name, tensor in state.items()}
+    def blank(self) -> State:
+        """Its tensors without their numbers, on the meta device."""
+        return {name: torch.empty(self.shapes[name], dtype=dtype, device="meta")
+                for name, dtype in self.dtypes.items()}
 
 
 def first_sentence(error: BaseException) -> str:

@@ -26,6 +26,8 @@ def validate(spec: Spec) -> None:
     for size in (*spec.sizes.values(), *(n for shape in spec.shapes.values() for n in shape)):
         if type(size) is not int or size < 0:
             raise ValueError(f"{size!r} is not a size")
+    if loose := set(spec.sizes) - set(spec.group_of) - set(spec.reasons):
+        raise ValueError(f"{min(loose)!r} is neither in a group nor pinned")
     for name, (shape, blocks) in layouts.items():
         _validate_layout(spec, name, shape, blocks)
     for group in spec.groups.values():

@@ -3,6 +3,7 @@
 To be read in this order:
 
     task_vector    what the fine-tuning changed, and target + alpha * pi(of it)
+    by_part        the same for states that are too large to be held
     adapter        what a LoRA adds to a state, and merging it
     carry_adapter  the adapter of the target, of the same rank
     samples        unlabelled inputs: checked, counted, mixed
@@ -12,10 +13,11 @@ To be read in this order:
     calibrate      a carried task vector and a handful of inputs become the fine-tuned function
 """
 from .adapter import Adapter, merge_adapter
+from .by_part import transported
 from .calibrate import Calibration, TransportNote, calibrate
 from .carry_adapter import transport_adapter
 from .gains import Gains
 from .task_vector import State, task_vector, transport
 
-__all__ = ["Adapter", "Calibration", "Gains", "State", "TransportNote", "calibrate", "merge_adapter", "task_vector",
-           "transport", "transport_adapter"]
+__all__ = ["Adapter", "Calibration", "Gains", "State", "TransportNote", "calibrate", "merge_adapter",
+           "task_vector", "transport", "transport_adapter", "transported"]

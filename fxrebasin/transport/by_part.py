@@ -1,0 +1,43 @@
+"""Transport of states that are too large to be held: part by part, and large tensors in slabs."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..alignment import Alignment
+from ..parts import Parts, still
+from .task_vector import State, transport
+
+LARGE = 1 << 23  # numbers; of larger tensors the sum is formed in slabs of so many, to need no wide copy of the whole
+
+
+def transported(base: State, finetuned: State, target: State, alignment: Alignment,
+                **options: Any) -> Iterator[tuple[str, Tensor]]:
+    """What `transport` gives, entry by entry; of each state only one part is asked for at a time."""
+    parts = Parts(alignment)
+    for part, names in parts.names.items():
+        if not parts.sizes[part] and len(names) == 1 and torch.Size(alignment.spec.names[part]).numel() > LARGE:
+            yield part, _in_slabs(part, parts, base, finetuned, target, options)
+        else:
+            states = (parts.take(part, state) for state in (base, finetuned, target))
+            yield from transport(*states, parts.alignment(part), **options).items()
+    rest = ({name: state[name] for name in alignment.spec.passed if name in state}
+            for state in (base, finetuned, target))
+    yield from transport(*rest, parts.rest(), **options).items()
+
+
+def _in_slabs(part: str, parts: Parts, base: State, finetuned: State, target: State, options: dict[str, Any]) -> Tensor:
+    """One tensor: moved first, in its own dtype (a difference of moved tensors is the moved difference), then added."""
+    alignment = parts.alignment(part)
+    old, tuned = (alignment.apply(parts.take(part, state))[part] for state in (base, finetuned))
+    own = parts.take(part, target)[part]
+    result = torch.empty_like(own)
+    rows = max(1, LARGE * len(own) // own.numel())
+    for start in range(0, len(own), rows):
+        slab = [{part: tensor[start:start + rows]} for tensor in (old, tuned, own)]
+        pi = still(part, slab[0][part].shape, parts.spec.roles.get(part))
+        result[start:start + rows] = transport(*slab, pi, **options)[part]
+    return result
