@@ -383,13 +383,12 @@ def test_a_defect_is_one_line_too(out, monkeypatch):
 
 
 def test_an_interrupted_write_leaves_nothing(out, folder, monkeypatch):
-    from fxrebasin.checkpoint import file
+    from fxrebasin.checkpoint import writer
 
-    def interrupted(state, path, **_):
-        Path(path).write_bytes(b"half")
+    def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(file, "save_file", interrupted)
+    monkeypatch.setattr(writer, "write_tensor", interrupted)
     before = sorted(os.listdir(folder))
     status, text, errors = out("apply pi.safetensors a.safetensors -o interrupted.safetensors")
     assert status == INTERRUPTED and text == "" and "interrupted" in errors

@@ -15,11 +15,11 @@ To be read in this order:
     adapter  the folder of an adapter
 """
 from ..draft import whole
-from .adapter import is_adapter, load_adapter, save_adapter
+from .adapter import check_folder, is_adapter, load_adapter, save_adapter
 from .form import CheckpointNote, Form, State
 from .state import check_writable, fill_ties, load_state, save_state
-from .stored import Stored, form_of
+from .stored import Stored, files_of, form_of
 from .writer import Plan, Writer, plan, writing
 
-__all__ = ["CheckpointNote", "Form", "Plan", "State", "Stored", "Writer", "check_writable", "fill_ties", "form_of",
-           "is_adapter", "load_adapter", "load_state", "plan", "save_adapter", "save_state", "whole", "writing"]
+__all__ = ["CheckpointNote", "Form", "Plan", "State", "Stored", "Writer", "check_folder", "check_writable", "files_of",
+           "fill_ties", "form_of", "is_adapter", "load_adapter", "load_state", "plan", "save_adapter", "save_state", "whole", "writing"]

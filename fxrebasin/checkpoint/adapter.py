@@ -52,7 +52,7 @@ def tensors_of(folder: Path) -> Path:
 def save_adapter(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | os.PathLike,
                  like: str | os.PathLike | None = None, card: str = "") -> None:
     """Writes the folder of an adapter, with all else that the folder `like` holds. Raises CheckpointError."""
-    choose_folder(Path(path))
+    check_folder(path)
     with whole(path) as draft:
         draft.mkdir()
         if like is not None:
@@ -64,6 +64,6 @@ def save_adapter(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path:
             writer.finish()
 
 
-def choose_folder(path: Path) -> None:
+def check_folder(path: str | os.PathLike) -> None:
     """Raises CheckpointError if no new folder can be written to `path`."""
-    choose(path, Form("safetensors", path, {}))
+    choose(Path(path), Form("safetensors", Path(path), {}))

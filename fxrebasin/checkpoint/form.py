@@ -46,6 +46,10 @@ class Form:
     wrapper: str | None = None
     totals: Mapping[str, Any] = field(default_factory=dict)
 
+    def bytes(self, name: str) -> int:
+        """How much room a tensor takes."""
+        return torch.Size(self.shapes[name]).numel() * self.dtypes[name].itemsize
+
     def blank(self) -> State:
         """Its tensors without their numbers, on the meta device."""
         return {name: torch.empty(self.shapes[name], dtype=dtype, device="meta")

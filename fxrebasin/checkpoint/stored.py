@@ -101,16 +101,9 @@ class Stored(Mapping[str, Tensor]):
         return len(self.form.files)
 
     @property
-    def paths(self) -> list[Path]:
-        """The files that it lies in, its index included."""
-        names = dict.fromkeys(self.form.files.values())
-        return [self._folder / name for name in (*names, *filter(None, [self.form.index]))]
-
-    @property
     def size(self) -> int:
         """Bytes of all tensors."""
-        return sum(torch.Size(self.form.shapes[name]).numel() * dtype.itemsize
-                   for name, dtype in self.form.dtypes.items())
+        return sum(map(self.form.bytes, self))
 
     def close(self) -> None:
         while self._open:
@@ -122,6 +115,14 @@ class Stored(Mapping[str, Tensor]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that the checkpoint at `path` lies in, its index included. Raises CheckpointError."""
+    first, folder = find(path)
+    if folder is None or not first.name.endswith(INDEX):
+        return [first]
+    return [first, *(folder / name for name in dict.fromkeys(read_index(first)[0].values()))]
 
 
 def form_of(path: str | os.PathLike) -> Form:

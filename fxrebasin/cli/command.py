@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -15,17 +15,17 @@ from torch.utils import _pytree as pytree
 
 from .. import __version__
 from ..alignment import Alignment
-from ..checkpoint import State, save_state
-from ..errors import NotEquivalentError, SpecError
+from ..checkpoint import State
+from ..errors import NotEquivalentError
 from ..match import match
 from ..show import WIDTH, tree
 from ..spec import Spec
-from ..transport import transport
 from ..verify import Evidence, find_equivalence, verify
-from .file import claim, read, read_for, write_text
+from .file import claim, read, write_text
 from .model import load_model, spec_of
-from .option import extra_option, input_option, json_option, matching_options, output_option, refuse_matching
-from .speech import DONE, NO, answer, note, working
+from .option import extra_option, input_option, json_option, matching_options, output_option
+from .progress import working
+from .speech import DONE, NO, answer, note
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -74,7 +74,7 @@ def inspect(model: str, inputs: tuple[str, ...], outputs: str, as_json: bool, do
         click.echo(tree(spec, shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH))
 
 
-# ---- match, apply, transport -------------------------------------------------------------------------------
+# ---- match -------------------------------------------------------------------------------------------------
 
 
 def find(spec: Spec, source: State, target: State, method: str, seed: int,
@@ -107,72 +107,11 @@ def find(spec: Spec, source: State, target: State, method: str, seed: int,
 def match_command(model: str, source: str, target: str, output: str, inputs: tuple[str, ...],
                   ignore_extra: bool, as_json: bool, **how: Any) -> None:
     """Find the alignment that brings the checkpoint SOURCE (old base) close to TARGET (new base)."""
-    claim(output, source, target)
+    claim(output, source, target, model if os.path.isdir(model) else None)
     spec, states = read(spec_of(model, inputs), (source, target), ignore_extra)
     alignment, data, text = find(spec, *states, **how)
     alignment.save(output)
     answer(data | {"output": output}, f"{text}; written: {output}", as_json)
-
-
-@commands.command()
-@click.argument("alignment")
-@click.argument("checkpoint")
-@output_option("The checkpoint to write.")
-@extra_option
-def apply(alignment: str, checkpoint: str, output: str, ignore_extra: bool) -> None:
-    """Permute CHECKPOINT by the file ALIGNMENT; the result is stored as CHECKPOINT is."""
-    claim(output, alignment, checkpoint, like=checkpoint, state=True)
-    loaded, (state,) = read_for(Alignment.load(alignment), (checkpoint,), ignore_extra)
-    save_state(loaded.apply(state), output, like=checkpoint)
-    click.echo(f"{sum(loaded.moved.values()):,} elements moved; written: {output}")
-
-
-@commands.command("transport")
-@click.argument("paths", nargs=-1, metavar="MODEL BASE FINETUNED TARGET")
-@output_option("The checkpoint to write.")
-@click.option("--alpha", type=float, default=1.0, show_default=True,
-              help="How much of the fine-tuning is added.")
-@click.option("--alignment", "given", type=click.Path(), metavar="FILE",
-              help="Use this alignment of BASE onto TARGET instead of matching. MODEL can be left out then; "
-                   "if it is given, the alignment must be one of its symmetries.")
-@input_option
-@matching_options
-@extra_option
-@json_option
-@click.pass_context
-def transport_command(context: click.Context, paths: tuple[str, ...], output: str, alpha: float,
-                      given: str | None, inputs: tuple[str, ...], ignore_extra: bool, as_json: bool,
-                      **how: Any) -> None:
-    """Carry a fine-tuning over: TARGET + alpha * pi(FINETUNED - BASE), stored as TARGET is."""
-    if len(paths) != 4 and not (given and len(paths) == 3):
-        raise click.UsageError("give MODEL BASE FINETUNED TARGET, or BASE FINETUNED TARGET and --alignment "
-                               "FILE", context)
-    model, checkpoints = (paths[0] if len(paths) == 4 else None), paths[-3:]
-    claim(output, *checkpoints, given, like=checkpoints[-1], state=True)
-    if given:
-        refuse_matching(context, "--alignment is given")
-        alignment = Alignment.load(given)
-        if model:
-            _check_model(model, inputs, given, alignment.spec)
-        alignment, states = read_for(alignment, checkpoints, ignore_extra)
-        data, text = {"alignment": given}, f"alignment {given}"
-    else:
-        spec, states = read(spec_of(model, inputs), checkpoints, ignore_extra)
-        alignment, data, text = find(spec, states[0], states[2], **how)
-    save_state(transport(*states, alignment, alpha), output, like=checkpoints[-1])
-    answer(data | {"alpha": alpha, "output": output}, f"{text}; alpha {alpha:g}; written: {output}", as_json)
-
-
-def _check_model(model: str, inputs: tuple[str, ...], path: str, spec: Spec) -> None:
-    """Raises SpecError unless MODEL has the groups and layouts of `spec`, that of the alignment at `path`."""
-
-    def moves(spec: Spec) -> Spec:
-        return replace(spec, pinned={}, reasons={}, passed=(), unruled={}, notes=())
-
-    own = spec_of(model, inputs, "free" if spec.outputs else "pinned")
-    if moves(own) != moves(spec):
-        raise SpecError(f"the alignment {path} is for another model than {model}: match with this model, or "
-                        "leave MODEL out")
 
 
 # ---- verify ------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ import click
 
 from ..checkpoint import CheckpointNote
 from ..errors import NotEquivalentError
+from . import carry  # noqa: F401 - its commands
 from .command import commands
-from .speech import DONE, INTERRUPTED, NO, TERMINATED, WRONG, explain, fail, note
+from .speech import DONE, INTERRUPTED, NO, TERMINATED, WRONG, explain, fail, hush, note
 
 
 class Terminated(KeyboardInterrupt):
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line, without the program's name; returns the exit status."""
+    hush(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", CheckpointNote)

@@ -20,7 +20,8 @@ from ..errors import CaptureError, CheckpointError
 from ..infer import infer
 from ..spec import Spec
 from .example import example_inputs, inputs_by_config
-from .speech import note, working
+from .progress import working
+from .speech import note
 
 
 def spec_of(model: str, inputs: Sequence[str], outputs: str = "pinned") -> Spec:

@@ -7,9 +7,12 @@ import click
 from click.core import ParameterSource
 
 from ..match import METHODS
+from .speech import hush
 
-json_option = click.option("--json", "as_json", is_flag=True,
-                           help="Print one JSON document and nothing else.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+_QUIET = click.option("--quiet", is_flag=True, expose_value=False, is_eager=True,
+                      callback=lambda context, option, value: hush(value),
+                      help="Leave out notes and progress.")
 input_option = click.option(
     "--input", "inputs", multiple=True, metavar="[NAME=]SIZES[:DTYPE[:BELOW]]",
     help="An example input, such as 2x3x224x224 or input_ids=2x16:int64:30000; once for each.")
@@ -23,6 +26,11 @@ _MATCHING = {
     "effort": click.option("--effort", type=click.Choice(("fast", "balanced", "best")), default="balanced",
                            show_default=True),
 }
+
+
+def json_option(command: Callable) -> Callable:
+    """How to answer: --json as `as_json`, and --quiet."""
+    return _JSON(_QUIET(command))
 
 
 def matching_options(command: Callable) -> Callable:

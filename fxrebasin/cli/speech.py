@@ -1,16 +1,14 @@
 """What is said to the user: answers on stdout, everything else on stderr, each a line."""
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from ..errors import FxrebasinError
 
+_quiet = False
 DONE, NO, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -19,8 +17,20 @@ def answer(data: dict[str, Any], text: str, as_json: bool) -> None:
     click.echo(json.dumps(data, allow_nan=False) if as_json else text)
 
 
+def hush(quiet: bool) -> None:
+    """Whether notes and progress are left out from now on."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    return _quiet
+
+
 def note(text: str, word: str = "note") -> None:
-    """One line on stderr, whatever is in the text."""
+    """One line on stderr, whatever is in the text; of what is quiet, errors alone."""
+    if _quiet and word != "error":
+        return
     line = "".join(c if c.isprintable() else " " for c in text)
     click.echo(f"fxrebasin: {word}: {' '.join(line.split())}", err=True)
 
@@ -45,23 +55,6 @@ def explain(error: Exception) -> str:
         return f"{error.filename or 'a file'}: {error.strerror or error}: check the path and its permissions"
     return (f"internal error: {type(error).__name__}: {error}: this is a defect of fxrebasin, set "
             "FXREBASIN_DEBUG=1 for the traceback and report it")
-
-
-@contextlib.contextmanager
-def working(what: str) -> Iterator[Callable[[dict], None]]:
-    """A line on stderr for as long as something takes, if that is a terminal; stdout is kept clean."""
-    with contextlib.redirect_stdout(sys.stderr):
-        if not sys.stderr.isatty():
-            yield lambda news: None
-            return
-        from rich.console import Console
-
-        def text(news: dict) -> str:
-            told = ", ".join(f"{key} {value}" for key, value in news.items())
-            return f"{what}: " + told.replace("[", "\\[")
-
-        with Console(stderr=True).status(what) as status:
-            yield lambda news: status.update(text(news))
 
 
 def some(names: list[str], most: int = 3) -> str:

@@ -12,12 +12,12 @@ To be read in this order:
     fit, head      what is fitted to the inputs: gains, all weights; the last linear map
     calibrate      a carried task vector and a handful of inputs become the fine-tuned function
 """
-from .adapter import Adapter, merge_adapter
+from .adapter import Adapter, Merged, merge_adapter
 from .by_part import transported
 from .calibrate import Calibration, TransportNote, calibrate
 from .carry_adapter import transport_adapter
 from .gains import Gains
 from .task_vector import State, task_vector, transport
 
-__all__ = ["Adapter", "Calibration", "Gains", "State", "TransportNote", "calibrate", "merge_adapter",
+__all__ = ["Adapter", "Calibration", "Gains", "Merged", "State", "TransportNote", "calibrate", "merge_adapter",
            "task_vector", "transport", "transport_adapter", "transported"]

@@ -320,34 +320,56 @@ def _check_whole(part: Whole, adapter: Adapter, spec: Spec) -> None:
 # ---- merging -----------------------------------------------------------------------------------------------
 
 
+class Merged(Mapping[str, Tensor]):
+    """A base with an adapter merged into it: each tensor is made when it is asked for, in float32 at least where the
+    adapter changes something. Raises StateError if the adapter is not one of this base."""
+
+    def __init__(self, base: State, adapter: Adapter, parts: Parts):
+        self._base, self._adapter, self._ties = base, adapter, parts.spec.ties
+        self._changes: dict[str, list] = {}
+        found = contents(adapter, parts)
+        for change in (*found.whole, *found.low_rank.values()):
+            self._add(change.name, change)
+            if isinstance(change, LowRank) and change.bias:
+                self._add(bias_of(change, parts.spec), (change.bias, change.scaling))
+        known = {self._ties.get(name, name) for name in base}
+        self._fresh = dict.fromkeys(name for name in self._changes if name not in known)
+        for name, own in self._changes.items():
+            if name in self._fresh and not (isinstance(own[0], Whole) and own[0].rows is None):
+                raise StateError(f"the base lacks {name!r}, which the adapter adds to: is it the adapter's base?")
+            if len(own) > 1 and any(isinstance(change, LowRank) and change.magnitude for change in own):
+                raise StateError(f"the adapter changes {name!r} under two names, as a DoRA, where the order would "
+                                 "matter: it cannot be merged")
+
+    def _add(self, name: str, change: Any) -> None:
+        self._changes.setdefault(self._ties.get(name, name), []).append(change)
+
+    def __getitem__(self, name: str) -> Tensor:
+        changes = self._changes.get(self._ties.get(name, name))
+        if changes is None:
+            return self._base[name]
+        tensor = self._adapter.tensors[changes[0].key] if name in self._fresh else self._base[name]
+        tensor = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+        for change in changes:
+            tensor = _changed(tensor, change, self._adapter.tensors)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**dict.fromkeys(self._base), **self._fresh})
+
+    def __len__(self) -> int:
+        return len(self._base) + len(self._fresh)
+
+
 def merge_adapter(base: State, adapter: Adapter, spec: Spec) -> dict[str, Tensor]:
-    """A new state: the base with an adapter merged into it, in float32 at least where it changes something."""
-    result = dict(base)
-    for name, tensor in merged(base, adapter, contents(adapter, Parts(spec.identity())), spec):
-        result[name] = tensor
-    return result
-
-
-def merged(base: State, adapter: Adapter, found: Contents, spec: Spec) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that an adapter changes, ties included, one after the other."""
-    changes: dict[str, list] = {}
-    for change in (*found.whole, *found.low_rank.values()):
-        changes.setdefault(spec.ties.get(change.name, change.name), []).append(change)
-        if isinstance(change, LowRank) and change.bias:
-            changes.setdefault(bias_of(change, spec), []).append((change.bias, change.scaling))
-    for name, own in changes.items():
-        known = name if name in base else next((a for a in spec.ties if spec.ties[a] == name and a in base), None)
-        if known is None and not (isinstance(own[0], Whole) and own[0].rows is None):
-            raise StateError(f"the base lacks {name!r}, which the adapter adds to: is it the adapter's base?")
-        if len(own) > 1 and any(isinstance(change, LowRank) and change.magnitude for change in own):
-            raise StateError(f"the adapter changes {name!r} under two names, as a DoRA, where the order would matter: it "
-                             "cannot be merged")
-        tensor = base[known] if known else adapter.tensors[own[0].key]
-        tensor = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
-        for change in own:
-            tensor = _changed(tensor, change, adapter.tensors)
-        for each in (name, *(alias for alias, to in spec.ties.items() if to == name)):
-            yield each, tensor
+    """A new state: the base with an adapter merged into it, in float32 at least where it changes something; ties stay
+    tied. Raises StateError if the adapter is not one of this base."""
+    state, done = Merged(base, adapter, Parts(spec.identity())), {}
+    for name in state:
+        first = spec.ties.get(name, name)
+        if first not in done:
+            done[first] = state[name]
+    return {name: done[spec.ties.get(name, name)] for name in state}
 
 
 def bias_of(low: LowRank, spec: Spec) -> str:

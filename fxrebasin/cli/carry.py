@@ -1,0 +1,154 @@
+"""The commands that make checkpoints: apply, transport. States are carried part by part and never held whole."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import click
+from torch import Tensor
+
+from ..alignment import Alignment
+from ..checkpoint import Stored, is_adapter, load_adapter, plan, save_adapter, writing
+from ..errors import SpecError, StateError
+from ..parts import Parts, applied
+from ..spec import Spec
+from ..transport import Adapter, Merged, transport_adapter, transported
+from .command import commands, find
+from .file import card, claim, opened, read
+from .model import spec_of
+from .option import extra_option, input_option, json_option, matching_options, output_option, refuse_matching
+from .progress import counting
+from .speech import answer, note
+
+
+@commands.command()
+@click.argument("alignment")
+@click.argument("checkpoint")
+@output_option("The checkpoint to write.")
+@extra_option
+@json_option
+def apply(alignment: str, checkpoint: str, output: str, ignore_extra: bool, as_json: bool) -> None:
+    """Permute CHECKPOINT by the file ALIGNMENT; the result is stored as CHECKPOINT is."""
+    claim(output, alignment, checkpoint, like=checkpoint)
+    with opened(Alignment.load(alignment), (checkpoint,), ignore_extra) as (loaded, (stored,)):
+        moved = sum(loaded.moved.values())
+        text = card(f"The weights of `{checkpoint}`, permuted: the same function, number for number up to rounding.",
+                    loaded.spec, {"alignment": f"`{alignment}`", "elements moved": f"{moved:,}"})
+        write("apply", applied(loaded, stored), stored, output, text)
+    answer({"moved": moved, "output": output}, f"{moved:,} elements moved; written: {output}", as_json)
+
+
+def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Stored, output: str, text: str) -> None:
+    """Writes tensors as they come, in the form of `like`, whose names they have."""
+    form = like.form
+    with writing(plan(output, form.blank(), form)) as writer, counting(what, like.size) as advance:
+        for name, tensor in tensors:
+            if name in form.files:
+                writer.put(name, tensor)
+                advance(form.bytes(name))
+        writer.finish(text)
+    if writer.left:
+        note(f"left out of {output}: {'; '.join(writer.left[:3])}"
+             + (f" and {len(writer.left) - 3} more" if len(writer.left) > 3 else ""))
+
+
+# ---- transport ---------------------------------------------------------------------------------------------
+
+
+@commands.command("transport")
+@click.argument("paths", nargs=-1, metavar="MODEL BASE FINETUNED TARGET")
+@output_option("The checkpoint to write.")
+@click.option("--alpha", type=float, default=1.0, show_default=True,
+              help="How much of the fine-tuning is added.")
+@click.option("--alignment", "given", type=click.Path(), metavar="FILE",
+              help="Use this alignment of BASE onto TARGET instead of matching. MODEL can be left out then; "
+                   "if it is given, the alignment must be one of its symmetries.")
+@click.option("--full", is_flag=True,
+              help="FINETUNED is an adapter: write TARGET with it merged in, instead of an adapter for TARGET.")
+@input_option
+@matching_options
+@extra_option
+@json_option
+@click.pass_context
+def transport_command(context: click.Context, paths: tuple[str, ...], output: str, alpha: float,
+                      given: str | None, full: bool, inputs: tuple[str, ...], ignore_extra: bool, as_json: bool,
+                      **how: Any) -> None:
+    """Carry a fine-tuning over: TARGET + alpha * pi(FINETUNED - BASE), stored as TARGET is.
+
+    FINETUNED may be the folder of an adapter (PEFT, LoRA); then an adapter for TARGET is written.
+    """
+    if len(paths) != 4 and not (given and len(paths) == 3):
+        raise click.UsageError("give MODEL BASE FINETUNED TARGET, or BASE FINETUNED TARGET and --alignment "
+                               "FILE", context)
+    model, (base, finetuned, target) = (paths[0] if len(paths) == 4 else None), paths[-3:]
+    adapter = is_adapter(finetuned)
+    if full and not adapter:
+        raise click.UsageError(f"--full is for adapters, and {finetuned} is not the folder of one", context)
+    inside = model if model and os.path.isdir(model) else None
+    claim(output, base, finetuned, target, given, inside, like=target if full or not adapter else None, folder=True)
+    if given:
+        refuse_matching(context, "--alignment is given")
+    alignment, data, text = _alignment(model, base, target, given, inputs, ignore_extra, how)
+    data |= {"alpha": alpha, "output": output}
+    section = _card(base, finetuned, target, alignment, data)
+    if adapter:
+        _carry_adapter(alignment, base, finetuned, target, output, alpha, full, ignore_extra, section)
+    else:
+        with opened(alignment, (base, finetuned, target), ignore_extra) as (alignment, stored):
+            write("transport", transported(*stored, alignment, alpha=finite(alpha)), stored[2], output, section)
+    answer(data, f"{text}; alpha {alpha:g}; written: {output}", as_json)
+
+
+def finite(alpha: float) -> float:
+    """Raises StateError before any work for what `transport` would refuse."""
+    if alpha != alpha or alpha in (float("inf"), float("-inf")):
+        raise StateError(f"alpha is {alpha}: give a finite number")
+    return alpha
+
+
+def _alignment(model: str | None, base: str, target: str, given: str | None, inputs: tuple[str, ...],
+               ignore_extra: bool, how: Mapping[str, Any]) -> tuple[Alignment, dict[str, Any], str]:
+    """The alignment that is given, or found; and what there is to say about it."""
+    if given is None:
+        spec, states = read(spec_of(model, inputs), (base, target), ignore_extra)
+        return find(spec, *states, **how)
+    alignment = Alignment.load(given)
+    if model:
+        _check_model(model, inputs, given, alignment.spec)
+    return alignment, {"alignment": given}, f"alignment {given}"
+
+
+def _carry_adapter(alignment: Alignment, base: str, folder: str, target: str, output: str, alpha: float, full: bool,
+                   ignore_extra: bool, section: str) -> None:
+    adapter = Adapter(*load_adapter(folder))
+    with opened(alignment, (base, target), ignore_extra) as (alignment, (old, new)):
+        if full:
+            tuned = Merged(old, adapter, Parts(alignment))
+            write("transport", transported(old, tuned, new, alignment, alpha=finite(alpha)), new, output, section)
+            return
+        carried = transport_adapter(old, adapter, new, alignment, alpha)
+    for text in carried.notes:
+        note(text)
+    config = dict(carried.config) | {"base_model_name_or_path": target, "revision": None}
+    save_adapter(config, carried.tensors, output, folder, section)
+
+
+def _card(base: str, finetuned: str, target: str, alignment: Alignment, data: Mapping[str, Any]) -> str:
+    what = (f"The fine-tuning `{finetuned}` of `{base}`, carried over to `{target}`: "
+            "`target + alpha * pi(finetuned - base)` for a permutation `pi` that keeps the function of the network.")
+    figures = {name.replace("_", " "): value for name, value in data.items() if name not in ("output", "seconds")}
+    return card(what, alignment.spec, figures)
+
+
+def _check_model(model: str, inputs: tuple[str, ...], path: str, spec: Spec) -> None:
+    """Raises SpecError unless MODEL has the groups and layouts of `spec`, that of the alignment at `path`."""
+
+    def moves(spec: Spec) -> Spec:
+        return replace(spec, pinned={}, reasons={}, passed=(), unruled={}, notes=())
+
+    own = spec_of(model, inputs, "free" if spec.outputs else "pinned")
+    if moves(own) != moves(spec):
+        raise SpecError(f"the alignment {path} is for another model than {model}: match with this model, or "
+                        "leave MODEL out")
