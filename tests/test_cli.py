@@ -125,9 +125,9 @@ def test_json_is_one_document_and_nothing_else(out, spec):
 def test_inspect_writes_pictures(out, spec, folder):
     status, text, _ = out("inspect clinet:pair --dot g.dot --html g.html")
     assert status == DONE and "g.dot, g.html" in text
-    assert (folder / "g.dot").read_text() == spec.to_dot() and (
-        folder / "g.html"
-    ).read_text() == spec.to_html()
+    assert (folder / "g.dot").read_text() == spec.to_dot()
+    page = (folder / "g.html").read_text()
+    assert page.startswith("<!doctype html>") and "clinet:pair" in page and "a.weight" in page
 
 
 def test_outputs_free(out):
