@@ -117,15 +117,18 @@ class Value:
              permuted, the numbers change accordingly.
     table    for an index whose numbers follow nothing: the axis that is looked up with it, pinned
     chosen   the choices behind a value that was looked up.
+    even     whether it holds equal numbers along all its atoms (a mask, in which units of one number are an atom): then
+             it says which elements move together, and nothing about what they may depend on
     """
 
-    __slots__ = ("shape", "blocks", "points", "table", "chosen")
+    __slots__ = ("shape", "blocks", "points", "table", "chosen", "even")
 
     def __init__(self, shape: Sequence[int], chosen: Iterable[Choice] = ()):
         self.shape = tuple(shape)
         self.blocks: list[Block] = []
         self.points: Value | None = None
         self.table: Value | None = None
+        self.even = False
         self.chosen = tuple(dict.fromkeys(chosen))
 
     @property

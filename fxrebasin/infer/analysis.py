@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,12 +17,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ..capture import Program
-from ..factors import Factors, Segment, Value, natural
+from ..factors import Factors, Value
 from ..rules import RULES, Call
 from ..rules.ties import Ties
 from ..spec import Spec
 from ..spec.fit import digest_of
-from .constants import Constants, argument, shapes
+from .constants import SMALL, Constants, argument, constant, shapes
 from .indices import Indices
 from .reader import Reader
 
@@ -64,21 +65,12 @@ class Analysis:
             self.live.add(node)
         elif source.kind == "constant":
             self.constants.given[node] = source.value
-            self.values[node] = self._constant(node, source, sizes[0])
+            value = constant(self.factors, source.value, sizes[0], f"the constant {source.name!r} varies along it")
+            self.values[node] = value
+            if _tells(value):
+                self.constants.rely(node)
         else:
             self.values[node] = self.factors.value(sizes[0], _INPUT)
-
-    def _constant(self, node: fx.Node, source, shape) -> Value:
-        """A tensor of the graph that is not in the state: pinned along every axis on which its numbers vary."""
-        reason = f"the constant {source.name!r} varies along it"
-        content = source.value
-        segments = []
-        for d, size in enumerate(shape):
-            same = content is not None and size > 1 and bool((content == content.narrow(d, 0, 1)).all())
-            segments.append(Segment.plain(natural((size,)), None if same else reason))
-            if same:
-                self.constants.read.add(node)
-        return self.factors.build(shape, [segments])
 
     # ------------------------------------------------------------------------------------------------------------ ops
 
@@ -94,10 +86,22 @@ class Analysis:
         sizes = shapes(node.meta.get("val"))
         if not sizes:
             return
+        if isinstance(node.meta["val"], torch.Tensor) and (value := self._worked_out(node, sizes[0])) is not None:
+            self.values[node] = value
+            return
         results = self._apply_rule(node, sizes)
         if (index := self._moved_index(node, results)) is not None:
             results = self.indices.unique(node, index, results)
         self.values[node] = results if isinstance(node.meta["val"], (tuple, list)) else results[0]
+
+    def _worked_out(self, node: fx.Node, shape: tuple[int, ...]) -> Value | None:
+        """What the graph makes of constants alone, by its numbers; None if these tell no more than a rule."""
+        content = self.constants.evaluate(node) if 1 < math.prod(shape) <= SMALL else None
+        value = None if content is None else constant(self.factors, content, shape, "a constant of the graph varies along it")
+        if value is None or not _tells(value):
+            return None
+        self.constants.rely(node)
+        return value
 
     def _moved_index(self, node: fx.Node, results: list[Value]) -> Value | None:
         """The index whose numbers an op moves, if it does nothing else."""
@@ -224,6 +228,11 @@ class Analysis:
             for block in self.state[name].blocks:
                 idle = block.atoms() if name not in used else [atom for atom in block.atoms() if not atom.used]
                 self.factors.pin(idle, "not used by the forward pass")
+
+
+def _tells(value: Value) -> bool:
+    """Whether a constant is known to hold equal numbers anywhere."""
+    return any(segment.positions.size > 1 and not segment.reason for block in value.blocks for segment in block.segments)
 
 
 def numbers_of(program: Program, read: Iterable[fx.Node] | None = None) -> dict[str, str]:

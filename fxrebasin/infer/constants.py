@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -9,7 +10,12 @@ import numpy as np
 import torch
 from torch import fx
 
+from ..factors import Atom, Factors, Segment, Value, natural
+
 LARGEST = 10_000_000  # elements of a constant that is worked out
+SMALL = 100_000  # elements of a constant of which it is worked out where its numbers are equal, if the graph makes it
+MOST_KINDS = 16  # different slices along a dimension
+MOST_BOXES = 64
 
 
 class Constants:
@@ -18,6 +24,7 @@ class Constants:
     def __init__(self):
         self.given: dict[fx.Node, torch.Tensor | None] = {}
         self.read: set[fx.Node] = set()  # constants whose numbers the analysis relies on
+        self.stands_for: dict[fx.Node, fx.Node] = {}  # placeholder of a graph within a node -> what it is given
 
     def integers(self, node: fx.Node, name: str) -> np.ndarray | None:
         """The numbers of an argument of a call, if they are integers that never change."""
@@ -27,12 +34,28 @@ class Constants:
         if not isinstance(given, fx.Node):
             return None
         tensor = self.evaluate(given)
-        return None if tensor is None or tensor.is_floating_point() or tensor.is_complex() else tensor.cpu().numpy()
+        if tensor is None or tensor.is_floating_point() or tensor.is_complex():
+            return None
+        self.rely(given)
+        return tensor.cpu().numpy()
+
+    def rely(self, node: fx.Node) -> None:
+        """The analysis goes by a node's numbers, and so by those of the constants that it is worked out from."""
+        waiting, seen = [node], set()
+        while waiting:
+            node = waiting.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self.stands_for:
+                waiting.append(self.stands_for[node])
+            elif node.op == "call_function":
+                waiting.extend(node.all_input_nodes)
+            else:
+                self.read.add(node)
 
     def evaluate(self, node: fx.Node) -> torch.Tensor | None:
         """A node's value; None if it depends on inputs or state, or cannot be worked out."""
-        if node.op != "call_function":
-            self.read.add(node)
         if node in self.given or node.op != "call_function":
             return self.given.get(node)
         self.given[node] = None
@@ -51,8 +74,38 @@ class Constants:
 
 
 def _draws(node: fx.Node) -> bool:
-    """Whether an op draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    """Whether an op draws random numbers, or leaves what was in memory before."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or "empty" in str(node.target)
+
+
+def constant(factors: Factors, content: torch.Tensor | None, shape: tuple[int, ...], reason: str) -> Value:
+    """A tensor whose numbers never change, as a value. Along a dimension, positions whose slices are equal may change
+    places: they are free where all of them are equal, else one atom for each kind of slice. Where there are too many
+    kinds, or nothing is known (`content` is None), the dimension stays as it is, for `reason`."""
+    kinds = [_kinds(content, d) if content is not None else None for d in range(len(shape))]
+    several = [len(members) for members in kinds if members is not None]
+    if math.prod(several) > MOST_BOXES:
+        kinds = [members if members is None or len(members) == 1 else None for members in kinds]
+    segments = [[Segment.plain(natural((size,)), reason)] if members is None
+                else [Segment.plain(natural((size,)))] if len(members) == 1
+                else [Segment(positions, [Atom(positions.size)]) if positions.size > 1 else Segment.plain(positions)
+                      for positions in members] for size, members in zip(shape, kinds)]
+    value = factors.build(shape, [list(box) for box in itertools.product(*segments)])
+    value.even = True
+    return value
+
+
+def _kinds(content: torch.Tensor, dim: int) -> list[np.ndarray] | None:
+    """The positions along a dimension in classes of equal slices; None if there are too many, or no two are equal."""
+    dense = content if content.layout == torch.strided else content.to_dense()
+    dense = dense.float() if dense.dtype.itemsize < 4 and dense.is_floating_point() else dense  # as numpy knows them
+    rows = dense.detach().movedim(dim, 0).reshape(dense.shape[dim], -1).resolve_conj().resolve_neg().cpu().numpy()
+    members: dict[bytes, list[int]] = {}
+    for position, row in enumerate(rows):
+        members.setdefault(row.tobytes(), []).append(position)
+        if len(members) > MOST_KINDS:
+            return None
+    return [np.array(positions) for positions in members.values()] if len(members) < len(rows) or len(rows) == 1 else None
 
 
 def argument(node: fx.Node, name: str) -> Any:

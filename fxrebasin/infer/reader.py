@@ -66,7 +66,7 @@ class Reader:
             if atom.pinned or atom in done:
                 continue
             parents = parents_of(atom)
-            members = [atom] + [p for p in parents if not p.pinned and p.blocks == atom.blocks and atom in parents_of(p)]
+            members = [atom] + [p for p in parents if not p.pinned and evidence(p) == evidence(atom) and atom in parents_of(p)]
             members.sort(key=list(self.names).index) if len(members) > 1 else None
             done.update(members)
             within = sorted((p for p in parents if p not in members), key=list(self.names).index) if parents else []
@@ -82,14 +82,20 @@ class Reader:
                            for segment in block) for block in blocks)
 
 
+def evidence(atom: Atom) -> set:
+    """The blocks that say what an atom may depend on: all but those of constants that are equal along it."""
+    return {block for block in atom.blocks if not block.value.even}
+
+
 def parents_of(atom: Atom) -> list[Atom]:
     """The atoms that are present, once, in every block in which this one is: among its segments, or by choice."""
-    block = next(iter(atom.blocks))
-    chosen = {b for b in atom.blocks if b.value.chosen}
+    blocks = evidence(atom)
+    block = next(iter(blocks))
+    chosen = {b for b in blocks if b.value.chosen}
     held = [p for c in block.value.chosen for piece in c.index.axis.blocks for p in piece.atoms()]
     candidates = [p for p in dict.fromkeys(block.atoms() + held)
-                  if p is not atom and not p.turning and atom.blocks - chosen <= p.blocks]
-    return [p for p in candidates if all(b.count(p) == 1 for b in atom.blocks)] if candidates else []
+                  if p is not atom and not p.turning and blocks - chosen <= p.blocks]
+    return [p for p in candidates if all(b.count(p) == 1 for b in blocks)] if candidates else []
 
 
 def ordered(value: Value) -> list[list[Segment]]:

@@ -182,12 +182,16 @@ def _kind(node: fx.Node, program: Program) -> tuple:
     if source is not None and source.kind == "state" and node.op == "placeholder":
         return "state", tensors
     if source is not None and source.kind == "constant" and source.value is not None and source.value.numel() < LARGE:
-        return "constant", tensors, str(source.value.flatten().tolist())
+        return "constant", tensors, str(_dense(source.value).flatten().tolist())
     return ("only one", node.name)
+
+
+def _dense(value: torch.Tensor) -> torch.Tensor:
+    return value if value.layout == torch.strided else value.to_dense()
 
 
 def same_constant(one: fx.Node, other: fx.Node, program: Program) -> bool:
     """Whether two nodes are constants of equal content."""
     values = [source.value for node in (one, other) if (source := program.sources.get(node.name)) is not None
               and source.kind == "constant" and source.value is not None]
-    return len(values) == 2 and values[0].dtype == values[1].dtype and torch.equal(*values)
+    return len(values) == 2 and values[0].dtype == values[1].dtype and torch.equal(*map(_dense, values))
