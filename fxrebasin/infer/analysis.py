@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import HigherOrderOperator
 from torch._decomp import core_aten_decompositions
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -25,6 +26,7 @@ from ..spec.fit import digest_of
 from .constants import SMALL, Constants, argument, constant, shapes
 from .indices import Indices
 from .reader import Reader
+from .regions import region
 
 _INPUT = "follows an input of the network"
 
@@ -41,7 +43,8 @@ class Analysis:
         self.constants = Constants()
         self.unruled: dict[str, str] = {}
         self.indices = Indices()
-        self.origin: dict[fx.Node, fx.Node] = {}  # node of a decomposition -> the node that was decomposed
+        self.origin: dict[fx.Node, fx.Node] = {}  # node of a decomposition or a body -> the node that it is within
+        self.decomposed: set[fx.Node] = set()  # nodes of decompositions
         self._run()
 
     def _run(self) -> None:
@@ -127,7 +130,14 @@ class Analysis:
                 reason = f"the rule for {op} does not fit these arguments"
             except (KeyError, IndexError, ValueError, TypeError, StopIteration, AssertionError, ZeroDivisionError) as error:
                 reason = f"the rule for {op} does not fit these arguments ({type(error).__name__}: {error})"
-        elif node not in self.origin and any(block.atoms() for value in call.tensors() for block in value.blocks) and (
+        elif isinstance(node.target, HigherOrderOperator):
+            try:
+                results = self._region(node, call)
+                if results is not None and [r.shape for r in results] == sizes:
+                    return results
+            except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+                reason = f"{op} does not fit its bodies ({type(error).__name__}: {error})"
+        elif node not in self.decomposed and any(block.atoms() for value in call.tensors() for block in value.blocks) and (
                 results := self._decomposed(node)):
             return results
         if node in self.live:
@@ -161,27 +171,51 @@ class Analysis:
             return None
         if any(inside.target is node.target for inside in inner.nodes):
             return None
-        outer = iter(places)
-        for inside in inner.nodes:
-            self.origin[inside] = node
+        self.decomposed.update(inner.nodes)
+        contents = [self.constants.evaluate(place) for place in places]
+        return self._inside(inner, node, [self.values.get(place) for place in places], contents,
+                            [place in self.live for place in places])
+
+    def _inside(self, graph: fx.Graph, node: fx.Node, values: list[Value | None], contents: list[torch.Tensor | None],
+                live: list[bool]) -> list[Value] | None:
+        """Walks a graph within a node, over what its placeholders stand for; the values of its results."""
+        outer = iter(zip(values, contents, live))
+        for inside in graph.nodes:
+            self.origin[inside] = self.origin.get(node, node)
             if inside.op == "placeholder":
-                place = next(outer)
-                self.values[inside] = self.values.get(place)
-                self.constants.given[inside] = self.constants.evaluate(place)
-                if place in self.live:
+                self.values[inside], self.constants.given[inside], lives = next(outer)
+                if lives:
                     self.live.add(inside)
+            elif inside.op == "get_attr":
+                content = getattr(graph.owning_module, inside.target, None)
+                if isinstance(content, torch.Tensor):
+                    self.constants.given[inside] = content
+                    self.values[inside] = constant(self.factors, content, tuple(content.shape), f"a constant of {node.target}")
             elif inside.op == "call_function":
+                self.constants.given.pop(inside, None)  # a body may be walked again, over other values
                 self._call(inside)
             elif inside.op == "output":
-                results = [self.values.get(a) for a in inside.args[0]]
+                results = [self.values.get(a) for a in pytree.tree_leaves(inside.args[0])]
                 return results if all(isinstance(r, Value) for r in results) else None
         return None
+
+    def _region(self, node: fx.Node, call: Call) -> list[Value] | None:
+        """What an op with bodies of its own makes."""
+        lives = node in self.live
+
+        def walk(body: fx.GraphModule, values: list[Value]) -> list[Value] | None:
+            return self._inside(body.graph, node, values, [None] * len(values), [lives] * len(values))
+        return region(call.op, call, walk)
 
     def _arguments(self, node: fx.Node) -> dict[str, Any]:
         """The arguments by schema name, defaults filled in, tensors as values."""
         def value(argument):
             if isinstance(argument, fx.Node):
                 known = self.values.get(argument)
+                if known is None and argument.op == "get_attr" and "val" not in argument.meta:
+                    return getattr(argument.graph.owning_module, argument.target)  # a body
+                if known is None and isinstance(argument.meta.get("val"), torch.Tensor):
+                    return self.factors.value(shapes(argument.meta["val"])[0], "it is not known how it is made")
                 return argument.meta.get("val") if known is None else known
             return [value(a) for a in argument] if isinstance(argument, (list, tuple)) else argument
         schema = getattr(node.target, "_schema", None)

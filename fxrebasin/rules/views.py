@@ -226,23 +226,36 @@ def roll(call: Call):
     return call.factors.reshape(value, shape, call.why)
 
 
+_MODES = {"constant": None, "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # in numpy's words
+
+
 @rearrangement("pad.default constant_pad_nd.default reflection_pad1d.default reflection_pad2d.default "
                "replication_pad1d.default replication_pad2d.default",
-               sample=lambda T: {"reflection_pad1d": (T(2, 5), [1, 2]), "replication_pad1d": (T(2, 5), [1, 2])}
-               .get(T.op.split(".")[1], (T(2, 3, 5), [1, 2, 0, 1])))
+               sample=(lambda T: {"reflection_pad1d": (T(2, 5), [1, 2]), "replication_pad1d": (T(2, 5), [1, 2])}
+                       .get(T.op.split(".")[1], (T(2, 3, 5), [1, 2, 0, 1])),
+                       *(lambda T, mode=mode: {"reflection_pad1d": (T(2, 5), [-1, 2]), "replication_pad1d": (T(2, 5), [2, -1])}
+                         .get(T.op.split(".")[1], (T(2, 4, 5), [-1, 2, 2, -1], *[mode] * (T.op == "aten.pad.default")))
+                         for mode in _MODES)))
 def pad(call: Call):
     value = call.args["self"]
     name = call.op.split(".")[1]
-    mode = "reflect" if "reflect" in name else "edge" if "replic" in name else \
-        {"constant": None, "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[call.args.get("mode", "constant")]
+    mode = "reflect" if "reflect" in name else "edge" if "replic" in name else _MODES[call.args.get("mode", "constant")]
     amounts = call.args.get("pad", call.args.get("padding"))
     for k, (before, after) in enumerate(zip(amounts[::2], amounts[1::2])):
         dim = len(value.shape) - 1 - k
-        index = np.arange(max(0, -before), value.shape[dim] + min(0, after))
-        widths = (max(0, before), max(0, after))
-        index = np.pad(index, widths, mode=mode) if mode else np.pad(index, widths, constant_values=-1)
-        value = call.factors.take(value, dim, index)
+        value = call.factors.take(value, dim, _padded(value.shape[dim], before, after, mode))
     return value
+
+
+def _padded(size: int, before: int, after: int, mode: str | None) -> np.ndarray:
+    """Where each position comes from; -1 for a constant. A negative amount cuts off: in a circle before the other end is
+    padded, else afterwards."""
+    index = np.arange(size)
+    if mode == "wrap":
+        index, before, after = index[max(0, -before):size + min(0, after)], max(0, before), max(0, after)
+    widths = (max(0, before), max(0, after))
+    index = np.pad(index, widths, mode=mode) if mode else np.pad(index, widths, constant_values=-1)
+    return index[max(0, -before):len(index) + min(0, after)]
 
 
 @rearrangement("tril.default triu.default", sample=lambda T: (T(2, 4, 4),))
