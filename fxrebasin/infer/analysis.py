@@ -173,6 +173,7 @@ class Analysis:
             return None
         self.decomposed.update(inner.nodes)
         contents = [self.constants.evaluate(place) for place in places]
+        self.constants.stands_for.update(zip((n for n in inner.nodes if n.op == "placeholder"), places))
         return self._inside(inner, node, [self.values.get(place) for place in places], contents,
                             [place in self.live for place in places])
 
