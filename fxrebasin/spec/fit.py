@@ -61,8 +61,10 @@ def _infinite_alike(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 def _refuse_infinite(spec: Spec, name: str, states: Mapping[str, State]) -> NoReturn:
-    what, state = next((what, state) for what, state in states.items() if not _finite(state[name]))
-    _check_infinite(spec, name, state[name], what)
+    odd = [what for what, state in states.items() if not _finite(state[name])]
+    for what in odd:
+        _check_infinite(spec, name, states[what][name], what)
+    what = odd[0]
     raise StateError(f"{what}: {name!r} ({spec.role(name)}) is infinite at other places than in "
                      f"{' and '.join(other for other in states if other != what)}: is one of them damaged, or of another "
                      "configuration?")
