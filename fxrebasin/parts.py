@@ -49,22 +49,24 @@ class Parts:
             result.setdefault(tensor, {})[axis] = reason
         return result
 
-    def alignment(self, part: str) -> Alignment:
-        """The alignment of a state that has the tensors of this part alone."""
-        spec, names = self.spec, {part, *self.names[part]}
-        factors = {factor for block in spec.layouts[part] for axis in block for factor in axis.factors}
+    def alignment(self, *parts: str) -> Alignment:
+        """The alignment of a state that has the tensors of these parts alone."""
+        spec, names = self.spec, {name for part in parts for name in (part, *self.names[part])}
+        layouts = {part: spec.layouts[part] for part in parts}
+        factors = {factor for blocks in layouts.values() for block in blocks for axis in block for factor in axis.factors}
         groups = {}
         for name in dict.fromkeys(spec.group_of[factor] for factor in factors if factor in spec.group_of):
             group = spec.groups[name]
-            groups[name] = replace(group, sites=tuple(s for s in group.sites if s.tensor == part))
+            groups[name] = replace(group, sites=tuple(s for s in group.sites if s.tensor in layouts))
         own = replace(
-            spec, groups=groups, layouts={part: spec.layouts[part]},
-            pinned={(part, axis): why for axis, why in self._pinned.get(part, {}).items()},
+            spec, groups=groups, layouts=layouts,
+            pinned={(part, axis): why for part in parts for axis, why in self._pinned.get(part, {}).items()},
             sizes={name: spec.sizes[name] for name in factors},
             reasons={name: spec.reasons[name] for name in factors if name in spec.reasons},
             shapes={name: spec.shapes[name] for name in names if name in spec.shapes},
             ties={name: spec.ties[name] for name in names if name in spec.ties},
-            stacks=_below(spec, part), roles={name: spec.roles[name] for name in names if name in spec.roles},
+            stacks={stack: inner for part in parts for stack, inner in _below(spec, part).items()},
+            roles={name: spec.roles[name] for name in names if name in spec.roles},
             passed=(), outputs={}, unruled={}, notes=(), numbers={})
         return Alignment(own, {name: self._alignment.permutations[name] for name in groups})
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import fxrebasin as fxr
 from fxrebasin.statistics import measured, statistics_of
+from fxrebasin.transport import transported
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 
@@ -106,6 +107,15 @@ def test_a_mean_between_two_variances_is_shifted_as_it_is():
     result = fxr.transport(base, fine, new, spec.identity())
     assert torch.equal(result["running_mean"], new["running_mean"] + (fine["running_mean"] - base["running_mean"]))
     assert torch.allclose(result["running_var"], new["running_var"] * fine["running_var"] / base["running_var"])
+
+
+@pytest.mark.parametrize("statistics", ["ratio", "target"])
+def test_part_by_part_is_the_same(spec, statistics):
+    base, fine, new = map(state_of, range(3))
+    pi = spec.random(2)
+    whole = fxr.transport(base, fine, new, pi, 0.7, statistics=statistics)
+    parts = dict(transported(base, fine, new, pi, alpha=0.7, statistics=statistics))
+    assert parts.keys() == whole.keys() and all(torch.equal(parts[k], v) for k, v in whole.items())
 
 
 # == pooled, and measured again ==============================================================================

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..alignment import Alignment
 from ..parts import Parts, still
+from ..statistics import statistics_of
 from .task_vector import State, transport
 
 LARGE = 1 << 23  # numbers; of larger tensors the sum is formed in slabs of so many, to need no wide copy of the whole
@@ -18,7 +19,14 @@ def transported(base: State, finetuned: State, target: State, alignment: Alignme
                 **options: Any) -> Iterator[tuple[str, Tensor]]:
     """What `transport` gives, entry by entry; of each state only one part is asked for at a time."""
     parts = Parts(alignment)
+    together = {parts.part_of[name] for name in statistics_of(alignment.spec)}  # means are told in deviations
+    if together:
+        states = ({k: t for part in together for k, t in parts.take(part, state).items()}
+                  for state in (base, finetuned, target))
+        yield from transport(*states, parts.alignment(*together), **options).items()
     for part, names in parts.names.items():
+        if part in together:
+            continue
         if not parts.sizes[part] and len(names) == 1 and torch.Size(alignment.spec.names[part]).numel() > LARGE:
             yield part, _in_slabs(part, parts, base, finetuned, target, options)
         else:
