@@ -47,7 +47,7 @@ def gap_between(before: Tensor, after: Tensor, limit: Tensor) -> Gap:
     excess = torch.where(distance == 0, 0.0, distance / limit).nan_to_num(0.0, posinf=math.inf)  # inf / inf: left open
     worst = int(excess.argmax())
     place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), before.shape)) if before.ndim else ()
-    return Gap(float(distance.max()), float(scaled.max()), float(excess.view(-1)[worst]), int((excess > 1).sum()),
+    return Gap(float(distance.max()), float(scaled.max()), float(excess.reshape(-1)[worst]), int((excess > 1).sum()),
                before.numel(), place)
 
 

@@ -20,13 +20,14 @@ ALLOWED = 16.0  # units in the last place, of the coarsest type on the way, that
 class Module:
     """Runs a copy of a module, in eval mode, with copies of the tensors of a state dict and of the example inputs.
 
+    own  the state dict that tells which tensors the module holds under which names
+
     Raises RuntimeError or whatever the module raises if it will not run.
     """
 
-    def __init__(self, model: nn.Module, copied: nn.Module, example_inputs: Any):
-        self.copied = copied
+    def __init__(self, model: nn.Module, own: Mapping[str, Any], copied: nn.Module, example_inputs: Any):
+        self.own, self.copied = own, copied
         self.args, self.kwargs = arguments(example_inputs)
-        self.own = model.state_dict(keep_vars=True)
         names: dict[int, list[str]] = {}
         for name, tensor in _held(model):
             names.setdefault(id(tensor), []).append(name)
@@ -35,11 +36,13 @@ class Module:
     @classmethod
     @contextmanager
     def of(cls, model: nn.Module, example_inputs: Any) -> Iterator[Module]:
-        with quiet(), tracing_copy_of(model, {}) as copied:
-            yield cls(model, copied, example_inputs)
+        """`DataParallel` is run as what it wraps, which is what it does itself where there is one device."""
+        inner = model.module if isinstance(model, nn.DataParallel) else model
+        with quiet(), tracing_copy_of(inner, {}) as copied:
+            yield cls(inner, model.state_dict(keep_vars=True), copied, example_inputs)
 
-    def outputs(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The tensor outputs by path."""
+    def outputs(self, state: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
+        """The tensor outputs by path; `seed` is that of numbers that the module draws."""
         held = {name: tensor.detach().clone() for name, tensor in _held(self.copied)}
         for entry, names in self.names.items():
             if not names and isinstance(self.own[entry], Tensor):
@@ -51,7 +54,7 @@ class Module:
         tensors = [leaf for _, leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
         args, kwargs = copy.deepcopy((self.args, self.kwargs), {id(t): t.detach().clone() for t in tensors})
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             result = torch.func.functional_call(self.copied, held, args, kwargs, tie_weights=False)
         return {path: leaf for path, leaf in leaves_of(result) if isinstance(leaf, Tensor)}
 
@@ -66,12 +69,6 @@ def rounding_of(program: Program) -> float:
     kinds = {value.dtype for node in program.module.graph.nodes if node.users or node.op == "output"
              for value in [node.meta.get("val")] if isinstance(value, Tensor) and value.is_floating_point()}
     return min(0.5, ALLOWED * max((torch.finfo(dtype).eps for dtype in kinds), default=0.0))
-
-
-def draws_numbers(program: Program) -> bool:
-    """Whether two runs of the module need not agree."""
-    return any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-               for node in program.module.graph.nodes)
 
 
 def as_outcome(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> Outcome:
