@@ -11,6 +11,7 @@ import pytest
 import torch
 from architectures import (HEAVY, LIGHT, NAMES, AttentionExperts, Experts, LlamaBlock, ResNeXtBlock, build, mlp, spec_of,
                            state_of)
+from counted import cosine, counted
 from torch import nn
 from torch.func import functional_call
 
@@ -31,13 +32,6 @@ def noisy(state, sigma: float, seed: int = 0):
 
 def equal(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def cosine(alignment: fxr.Alignment, source, target) -> float:
-    """The objective, computed anew: numpy, whole tensors, nothing of the matcher's."""
-    moved = alignment.apply(source)
-    a, b = (np.concatenate([state[n].double().numpy().ravel() for n in alignment.spec.permutable]) for state in (moved, target))
-    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
 
 
 # == planted =================================================================================================
@@ -138,7 +132,7 @@ def test_more_effort_is_never_worse():
         assert fast <= balanced + 1e-12 and balanced <= best + 1e-12
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "random"])
 @pytest.mark.parametrize("name", LIGHT)
 def test_a_state_matched_with_itself_stays(name, method):
     spec, state = spec_of(name), state_of(name)
@@ -202,7 +196,8 @@ def as_state(flat: torch.Tensor, like) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_nested_step_is_optimal(name):
+@pytest.mark.parametrize("objective", ["plain", "scaled"])
+def test_a_nested_step_is_optimal(name, objective):
     """Against every element of the whole group, on states that have nothing to do with each other: also where two groups
     within the same element are coupled (queries of one key head with its value units, both sides of a grouped convolution).
     """
@@ -219,11 +214,13 @@ def test_a_nested_step_is_optimal(name):
     noise = torch.Generator().manual_seed(0)
     optimal = 0
     for _ in range(20):
-        source, target = (torch.randn(size, generator=noise, dtype=torch.float64) for _ in range(2))
+        states = [as_state(torch.randn(size, generator=noise, dtype=torch.float64), state) for _ in range(2)]
+        assert len(Problem(spec, *states, objective=objective).roots) == 1
+        found = fxr.match(spec, *states, objective=objective).objective
+        sized = counted(spec, *states) if objective == "scaled" else states
+        source, target = (torch.cat([one[k].flatten() for k in state]) for one in sized)
         norm = math.sqrt(float(source[moves].square().sum() * target[moves].square().sum()))
         best = float(((source[where] * target)[:, moves].sum(1) / norm).max())
-        assert len(Problem(spec, as_state(source, state), as_state(target, state)).roots) == 1
-        found = fxr.match(spec, as_state(source, state), as_state(target, state)).objective
         still = float((source * target)[moves].sum() / norm)
         assert still - 1e-12 <= found <= best + 1e-12
         optimal += abs(found - best) < 1e-12

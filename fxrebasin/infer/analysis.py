@@ -24,6 +24,7 @@ from ..rules.ties import Ties
 from ..spec import Spec
 from ..spec.fit import digest_of
 from .constants import SMALL, Constants, argument, constant, shapes
+from .folds import folds
 from .indices import Indices
 from .reader import Reader
 from .regions import region
@@ -249,7 +250,9 @@ class Analysis:
             reason = f"decides a branch ({output.path})" if decision else f"network output {output.path!r}"
             self._pin(value, reason)
         self._unused()
-        return replace(Reader(self.state, free_outputs).spec(program, self.unruled), numbers=numbers_of(program, self.constants.read))
+        spec = Reader(self.state, free_outputs).spec(program, self.unruled)
+        return replace(spec, numbers=numbers_of(program, self.constants.read),
+                       folds=folds(program, self.values, spec))
 
     def _unused(self) -> None:
         """What the forward pass does not use could be permuted at will; that says nothing about the function."""

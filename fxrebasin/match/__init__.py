@@ -1,8 +1,8 @@
 """Matching: the alignment that brings one checkpoint onto another.
 
-The objective is the sum over the state of <target, pi(source)>, the same as least squares, since permutations
-keep norms. `exact` starts from what cannot move and ascends by exact steps on nested groups; the published
-methods run on the same objective (`methods/`).
+The objective is the sum over the parameters of <target, pi(source)>, each at unit size (see `evidence`): the
+same as least squares, since permutations keep norms. `exact` starts from what cannot move and ascends by exact
+steps on nested groups; the published methods run on the same objective (`methods/`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..spec import Spec
 from .many import match_many, merge
 from .methods import EFFORTS, METHODS, Search, flattened, method_named
 from .objective.activations import add_activations
+from .objective.evidence import OBJECTIVES
 from .objective.problem import Problem
 from .prepared import Prepared, prepared
 from .solve.descent import Clock
@@ -29,12 +30,13 @@ from .solve.step import Step
 def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor],
           method: str = "exact", seed: int = 0, *, effort: str = "balanced", seconds: float | None = None,
           progress: Callable[[dict], None] | None = None, model=None, inputs: Iterable | None = None,
-          inputs_weight: float = 1.0, dtype: torch.dtype | None = None,
+          inputs_weight: float = 1.0, dtype: torch.dtype | None = None, objective: str = "scaled",
           checkpoint: str | os.PathLike | None = None) -> Alignment:
     """Finds pi such that pi(source) is close to target.
 
     source    state of the old base; target: state of the new one. Neither is changed.
-    method    "exact" (default), or a published one: "transfusion", "git-rebasin", "ot", "identity"
+    method    "exact" (default), or a published one: "transfusion", "git-rebasin", "ot"; or a control: "identity",
+              and "random", an element drawn from the whole group
     seed      decides every random choice; the result depends on nothing else
     effort    "fast", "balanced" or "best": how long "exact" keeps improving
     seconds   stop after this time with the best found so far
@@ -43,22 +45,29 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
               weights. Needs `model`, the module. `inputs_weight` is how much they count relative to the
               weights.
     dtype     of the similarities: torch.float32 (the default for states up to that) or torch.float64
+    objective  what counts, and how much: "scaled" (default): parameters, norm gains multiplied into the linear
+              maps that read them, every block of a tensor at unit root mean square; "plain": every tensor as it
+              is, as published methods have it; "all": every tensor at unit root mean square, statistics and
+              constants included
     checkpoint  a file that keeps the best alignment of "exact" so far (written at most every few seconds, and
               when the match is interrupted); if it is there already, the match goes on from it
 
-    Returns an Alignment whose `objective` is the cosine similarity of pi(source) and target over permutable
-    tensors. The alignments of "git-rebasin" and "ot" belong to a coarser spec, blind to heads: they may
-    change the function. Raises StateError if a state does not fit the spec.
+    Returns an Alignment whose `objective` is the cosine similarity of pi(source) and target over all that
+    counts, at the size at which it does: 1 where they are equal, and near 0 for unrelated states. The
+    alignments of "git-rebasin" and "ot" belong to a coarser spec, blind to heads: they may change the function.
+    Raises StateError if a state does not fit the spec.
     """
     chosen = method_named(method)
     if effort not in EFFORTS:
         raise FxrebasinError(f"unknown effort {effort!r}: choose one of {', '.join(EFFORTS)}")
+    if objective not in OBJECTIVES:
+        raise FxrebasinError(f"unknown objective {objective!r}: choose one of {', '.join(OBJECTIVES)}")
     infinite = spec.check_together({"the source": source, "the target": target})
     source, target = spec.stacked(source), spec.stacked(target)
     ready = prepared(flattened(spec) if chosen.flat else spec, source, target, infinite)
 
     def problem_of(spec: Spec) -> Problem:
-        return Problem(spec, ready.source, ready.target, dtype)
+        return Problem(spec, ready.source, ready.target, dtype, objective)
 
     def result() -> Alignment:
         return ready.alignment(problem.alignment, objective=ready.cosine(problem, problem_of), method=method)

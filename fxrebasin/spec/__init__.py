@@ -20,8 +20,8 @@ To be read in this order:
 """
 
 from .entry import Entry, Part
-from .layout import Axis, Block, Group, Site
+from .layout import Axis, Block, Fold, Group, Site
 from .order import Order
 from .value import Spec
 
-__all__ = ["Axis", "Block", "Entry", "Group", "Order", "Part", "Site", "Spec"]
+__all__ = ["Axis", "Block", "Entry", "Fold", "Group", "Order", "Part", "Site", "Spec"]

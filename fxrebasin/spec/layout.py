@@ -36,6 +36,17 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """A gain and a linear map that reads what it scales, and is the only one to do so with this tensor: the
+    function depends on the two through `tensor` times (`gain` + `plus`) along `axis`."""
+
+    tensor: str
+    axis: int
+    gain: str
+    plus: float = 0.0
+
+
+@dataclass(frozen=True)
 class Group:
     """What one unknown permutation (one for each index of `within`) acts on.
 
@@ -52,3 +63,14 @@ class Group:
     within: tuple[str, ...]
     members: tuple[str, ...]
     sites: tuple[Site, ...]
+
+
+def same(a: Axis, b: Axis) -> bool:
+    """Whether two axes are made of the same factors in the same way."""
+    return a.factors == b.factors and a.positions.shape == b.positions.shape and np.array_equal(a.positions, b.positions)
+
+
+def foldable(tensor: tuple[Block, ...], axis: int, gain: tuple[Block, ...]) -> bool:
+    """Whether every block of a tensor has, along an axis, the layout of a block of a vector."""
+    return all(len(block) == 1 for block in gain) and all(any(same(block[axis], own[0]) for own in gain)
+                                                          for block in tensor)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import SpecError
-from .layout import Axis, Block, Group, Site
+from .layout import Axis, Block, Fold, Group, Site
 
 if TYPE_CHECKING:
     from .value import Spec
@@ -33,7 +33,7 @@ def to_json(spec: Spec) -> str:
         "outputs": {path: [shape, _blocks_to_json(blocks)] for path, (shape, blocks) in spec.outputs.items()},
         "unruled": dict(spec.unruled), "notes": spec.notes, "stacks": dict(spec.stacks),
         "assumptions": spec.assumptions, "evidence": spec.evidence, "roles": dict(spec.roles),
-        "numbers": dict(spec.numbers),
+        "numbers": dict(spec.numbers), "folds": [[f.tensor, f.axis, f.gain, f.plus] for f in spec.folds],
     })
 
 
@@ -57,6 +57,7 @@ def fields_of(text: str) -> dict[str, Any]:
         "stacks": {stack: _texts(parts) for stack, parts in data["stacks"].items()},
         "assumptions": _texts(data["assumptions"]), "evidence": data["evidence"],
         "roles": data["roles"], "numbers": data["numbers"],
+        "folds": tuple(Fold(*fold) for fold in data["folds"]),
     }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .layout import Block
+from .layout import Block, Fold, foldable
 
 if TYPE_CHECKING:
     from .value import Spec
@@ -28,6 +28,8 @@ def validate(spec: Spec) -> None:
             raise ValueError(f"{size!r} is not a size")
     if loose := set(spec.sizes) - set(spec.group_of) - set(spec.reasons):
         raise ValueError(f"{min(loose)!r} is neither in a group nor pinned")
+    for fold in spec.folds:
+        _validate_fold(spec, fold)
     for name, (shape, blocks) in layouts.items():
         _validate_layout(spec, name, shape, blocks)
     for group in spec.groups.values():
@@ -44,6 +46,14 @@ def validate(spec: Spec) -> None:
                 apart = group.within + (group.members if len(group.members) > 1 else ())
                 if any(places.count(factor) != 1 for factor in apart) or set(group.within) & set(group.members):
                     raise ValueError(f"group {group.name!r} is within a factor that is not beside it")
+
+
+def _validate_fold(spec: Spec, fold: Fold) -> None:
+    """The gain must be a vector, laid out like the axis that it scales."""
+    if type(fold.axis) is not int or fold.axis not in range(len(spec.shapes[fold.tensor])) or (
+            not isinstance(fold.plus, float) or not math.isfinite(fold.plus)) or not foldable(
+                spec.layouts[fold.tensor], fold.axis, spec.layouts[fold.gain]):
+        raise ValueError(f"{fold.gain!r} cannot be folded into {fold.tensor!r}")
 
 
 def _validate_stacks(spec: Spec) -> None:

@@ -14,7 +14,7 @@ import torch
 from ..errors import SpecError
 from . import fit, roles, stacks, text
 from .entry import Entry, entry_of
-from .layout import Block, Group
+from .layout import Block, Fold, Group
 from .order import Order
 from .validity import validate
 
@@ -41,6 +41,7 @@ class Spec:
     evidence     how the claims were tried before they were returned, in a sentence; "" if they were not
     roles        entry of the state dict -> what it is, one of those in `spec.roles`
     numbers      entry of integers or booleans on which the analysis relied -> a hash of its numbers
+    folds        gains, and the linear maps that read what they scale
     """
 
     groups: Mapping[str, Group]
@@ -59,6 +60,7 @@ class Spec:
     evidence: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, str] = field(default_factory=dict)
+    folds: tuple[Fold, ...] = ()
 
     def __post_init__(self):
         for name in _MAPPINGS:

@@ -43,7 +43,7 @@ def find_equivalence(spec: Spec, a: Mapping[str, Tensor], b: Mapping[str, Tensor
     features = [{**{name: state[name] for name in spec.passed if name in state},
                  **{name: _features(code) for name, code in found.items()}} for state, found in zip((a, b), codes)]
     for effort in _EFFORTS:
-        alignment = match(spec, *features, effort=effort)
+        alignment = match(spec, *features, effort=effort, objective="all")
         moved = alignment.apply(a)
         if all(_equal(moved[name], b[name]) for name in spec.names):
             return Alignment(spec, alignment.permutations)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...errors import FxrebasinError
-from . import exact, git_rebasin, identity, ot, transfusion
+from . import chance, exact, git_rebasin, identity, ot, transfusion
 from .flat import flattened
 from .method import EFFORTS, Method, Search
 
@@ -13,6 +13,7 @@ METHODS: dict[str, Method] = {
     "git-rebasin": Method(git_rebasin.run, flat=True),
     "ot": Method(ot.run, flat=True),
     "identity": Method(identity.run),
+    "random": Method(chance.run),
 }
 
 

@@ -29,8 +29,8 @@ def soft_transport(problem: Problem, order: list[str], temperature: float = 0.02
             others = {n: plan for n, plan in plans.items() if n != name}
             scores = torch.zeros(nest.root.size, nest.root.size, dtype=torch.float64)
             for p in problem.pieces_of(nest):
-                source = _coupled(p.sides()[1], p.factors, others)
-                soft = Piece(p.tensor, p.factors, p.target, source, p.dtype)
+                target, source = p.sides()
+                soft = Piece.plain(p.tensor, p.factors, target, _coupled(source, p.factors, others))
                 scores += similarity(nest, nest.root, [soft])[0].cpu()
             plans[name] = _sinkhorn(scores, temperature)
     problem.move({name: assign(plan.cpu().numpy()).columns for name, plan in plans.items()})

@@ -50,12 +50,12 @@ def add_activations(problem: Problem, spec: Spec, model, inputs: Iterable[Any],
         sizes = [spec.sizes[f] for f in factors[1:]]
         old, new = (_standardised(torch.cat(side[name])).reshape(-1, *sizes) for side in rows)
         like, kind = problem.pieces[0].target.device, problem.pieces[0].dtype
-        pieces.append(Piece(f"activations of {name}", factors, new.to(like, kind), old.to(like, kind), kind,
-                            problem.alignment))
+        pieces.append(Piece.plain(f"activations of {name}", factors, new.to(like, kind), old.to(like, kind),
+                                  alignment=problem.alignment))
     total = sum(math.prod(float(torch.linalg.vector_norm(side)) for side in (p.target, p.source)) for p in pieces)
     if total > 0:
         for piece in pieces:
-            piece.target *= weight * problem.norm / total
+            piece.new.scale = weight * problem.norm / total
         problem.add(pieces)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -16,27 +15,23 @@ import torch
 
 from ...alignment import Alignment
 from ...spec import Spec
+from .evidence import pieces_of
 from .nest import Nest
-from .piece import PART, Piece, dot, factor_form
+from .piece import Piece
 
 
 class Problem:
-    """The search for pi that maximises <target, pi(source)>. `alignment` is where it stands."""
+    """The search for pi that maximises <target, pi(source)>. `alignment` is where it stands.
+
+    objective  what counts and how much, a key of OBJECTIVES (see `evidence`)
+    """
 
     def __init__(self, spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor],
-                 dtype: torch.dtype | None = None):
+                 dtype: torch.dtype | None = None, objective: str = "scaled"):
         self.spec = spec
         self.alignment = self.identity = spec.identity()
         self.watchers: list = []
-        self.pieces: list[Piece] = []
-        part = max(PART, max((g.size for g in spec.groups.values()), default=0) ** 2 // 4)
-        for name in spec.permutable:
-            a, b = source[name].detach(), target[name].detach()
-            kind = dtype or (torch.float64 if b.dtype == torch.float64 else torch.float32)
-            for block in spec.layouts[name]:
-                factors = tuple(f for axis in block for f in axis.factors)
-                new, old = (factor_form(side, block) for side in (b, a))
-                self.pieces.append(Piece(name, factors, new, old, kind, part=part))
+        self.pieces = pieces_of(spec, source, target, dtype, objective)
         self.weights = list(self.pieces)  # without further evidence: what the objective is reported on
 
     # ------------------------------------------------------------------------------------------ the objective
@@ -46,15 +41,15 @@ class Problem:
         return math.fsum(p.inner() for p in (self.pieces if pieces is None else pieces))
 
     def cosine(self) -> float:
-        """Cosine similarity of pi(source) and target over all permutable tensors."""
-        return self.inner(self.weights) / self.norm if self.norm > 0 else 0.0
+        """Cosine similarity of pi(source) and target over all that counts, at the size at which it does."""
+        cosine = self.inner(self.weights) / self.norm if self.norm > 0 else 0.0
+        return max(-1.0, min(1.0, cosine))  # sums of float32 are rounded
 
     @cached_property
     def norm(self) -> float:
-        """The product of the norms of both states, over all permutable tensors."""
-        still = [replace(p, alignment=None) for p in self.weights]
-        squares = [[dot(x, x) for x in sides] for p in still for sides in p.parts(range(p.target.ndim))]
-        return math.sqrt(math.prod(math.fsum(side) for side in zip(*squares))) if squares else 0.0
+        """The product of the norms of both states, over all that counts."""
+        return math.sqrt(math.fsum(p.new.square for p in self.weights)) * math.sqrt(
+            math.fsum(p.old.square for p in self.weights))
 
     def add(self, pieces: Sequence[Piece]) -> None:
         """Adds further evidence to the objective, before any step is taken."""

@@ -45,20 +45,25 @@ def _sum(pieces: Sequence[Piece], lead: Sequence[str], chain: Sequence[str],
     for piece in pieces:
         for target, source in operands(piece, lead, chain, still):
             if target.shape[-1] <= THIN:
-                thin.append((target, source))
+                thin.append((target * piece.weight, source))
             else:
-                total = _added(total, target, source)
-    return _added(total, *(torch.cat(side, -1) for side in zip(*thin))) if thin else total
+                total = _added(total, target, source, piece.weight)
+    return _added(total, *(torch.cat(side, -1) for side in zip(*thin)), 1.0) if thin else total
 
 
-def _added(total: torch.Tensor | None, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+def _added(total: torch.Tensor | None, target: torch.Tensor, source: torch.Tensor,
+           weight: float) -> torch.Tensor:
+    """`total` plus the weighted products of all elements of target and source."""
     product = source.transpose(-1, -2)
-    return torch.bmm(target, product) if total is None else total.baddbmm_(target, product)
+    if total is None:  # what is not yet there counts nothing, whatever it holds
+        empty = target.new_empty(target.shape[0], target.shape[1], product.shape[2])
+        return torch.baddbmm(empty, target, product, beta=0, alpha=weight)
+    return total.baddbmm_(target, product, alpha=weight)
 
 
 def operands(piece: Piece, lead: Sequence[str], chain: Sequence[str],
              still: bool = False) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Target and moved source as (lead, chain, rest), in parts along the rest. A factor that stands twice (a
+    """Target and moved source as (lead, chain, rest), in parts along the rest, not scaled. A factor that stands twice (a
     square weight) gives one view for each place, the other held as it is; that is a linearisation. `still`:
     not moved along the chain."""
     if not piece.target.numel():

@@ -37,7 +37,7 @@ def frank_wolfe(problem: Problem, clock: Clock, rounds: int = 40) -> None:
         for name, nest in problem.nests.items():
             around = [(p, _soft(problem, source, p.factors, plans, without=name))
                       for p, source in zip(problem.pieces, sources) if nest.root.members[0] in p.factors]
-            pieces = [Piece(p.tensor, p.factors, p.target, soft, p.dtype) for p, soft in around]
+            pieces = [Piece.plain(p.tensor, p.factors, p.sides()[0], soft) for p, soft in around]
             vertex |= Step(nest, pieces).moves
         corners = {name: _matrices(problem, nest, vertex) for name, nest in problem.nests.items()}
         scored = [(_objective(problem, sources, mixed), s, mixed) for s in STEPS

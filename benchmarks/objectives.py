@@ -1,0 +1,107 @@
+"""What each objective and method carries over between independently trained networks, beside a random element.
+
+    python -m benchmarks.objectives [--only mlp,vit] [--seeds 3] [--out FILE]
+
+The demo's pairs (Fashion-MNIST halves, three fine-tunings of A each). For every objective of `fxr.match` and
+every method: the cosine of all matrices and of all vectors after the match, the accuracy halfway between pi(A)
+and B on the original images, the share of the fine-tuning gain that is recovered at alpha 1 (mean over the
+tasks, and each), and the seconds of the processor for the match. Methods that draw: means over seeds. Writes
+benchmarks/results/objectives.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import fxrebasin as fxr
+from benchmarks.machine import machine
+from fxrebasin.demo import data, weights
+from fxrebasin.demo.models import MODELS, build, example_inputs
+from fxrebasin.demo.run import Bench
+from fxrebasin.match import METHODS
+from fxrebasin.match.objective.evidence import OBJECTIVES
+
+RESULTS = Path(__file__).parent / "results" / "objectives.md"
+IMAGES = {"mlp": 2000, "vit": 500}
+State = Mapping[str, torch.Tensor]
+
+
+def cosine(a: State, b: State, matrices: bool) -> float:
+    """Of all matrices together, or of all vectors, as they are."""
+    flat = [torch.cat([t.flatten().double() for t in state.values() if (t.ndim > 1) == matrices])
+            for state in (a, b)]
+    return float(torch.nn.functional.cosine_similarity(*flat, dim=0))
+
+
+class Pair:
+    """A demo pair, and what there is to measure on it."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        images, labels = data.shipped_test_images()
+        views = {"support": data.prepare(images)} | {task: data.prepare(images, task) for task in data.TASKS}
+        self.bench = Bench(build(kind).eval(), views, labels, IMAGES[kind])
+        self.spec = fxr.infer(self.bench.model, example_inputs())
+        self.a, self.b = weights.base(kind, "A"), weights.base(kind, "B")
+        recorded = json.loads((data.SHIPPED / f"{kind}_measured.json").read_text())["accuracy"]
+        self.oracle = {task: recorded[f"B fine-tuned, {task}"][task]["first 2,000"] for task in data.TASKS}
+        self.start = {task: self.bench.measure(self.b, task)["accuracy"] for task in data.TASKS}
+
+    def row(self, method: str, objective: str, seed: int) -> dict[str, float]:
+        started = time.process_time()
+        pi = fxr.match(self.spec, self.a, self.b, method, seed, objective=objective)
+        seconds = time.process_time() - started
+        moved = pi.apply(self.a)
+        shares = {}
+        for task in data.TASKS:
+            carried = fxr.transport(self.a, weights.finetuned(self.kind, task), self.b, pi)
+            gain = self.bench.measure(carried, task)["accuracy"] - self.start[task]
+            shares[task] = gain / (self.oracle[task] - self.start[task])
+        middle = self.bench.measure({k: torch.lerp(moved[k], self.b[k], 0.5) for k in self.b}, "support")
+        return {"objective": pi.objective, "matrices": cosine(moved, self.b, True),
+                "vectors": cosine(moved, self.b, False), "midpoint": middle["accuracy"],
+                "share": float(np.mean(list(shares.values()))), **shares, "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default=",".join(MODELS))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = []
+    for kind in args.only.split(","):
+        pair = Pair(kind)
+        for objective in OBJECTIVES:
+            for method in args.methods.split(","):
+                if method in ("identity", "random") and objective != "scaled":
+                    continue  # they look at nothing
+                rows = [pair.row(method, objective, seed)
+                        for seed in range(1 if method in ("identity", "ot") else args.seeds)]
+                mean = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+                tasks = " / ".join(f"{100 * mean[task]:.0f}" for task in data.TASKS)
+                lines.append(f"| {kind} | {method} | {objective if method not in ('identity', 'random') else ''} | "
+                             f"{mean['objective']:.3f} | {mean['matrices']:.3f} | {mean['vectors']:.3f} | "
+                             f"{mean['midpoint']:.3f} | {100 * mean['share']:.0f} % | {tasks} | {mean['seconds']:.1f} |")
+                print(lines[-1], file=sys.stderr, flush=True)
+    head = ["# What each objective carries over", "", f"`python -m benchmarks.objectives {' '.join(sys.argv[1:])}`; "
+            f"{machine()}; means over {args.seeds} seeds where a method draws.", "",
+            f"Shares of the fine-tuning gain at alpha 1, in percent: {' / '.join(data.TASKS)}. Cosines of matrices and of "
+            "vectors are of the weights as they are; `objective` is what the match maximised.", "",
+            "| pair | method | objective | its value | matrices | vectors | midpoint | share | tasks | seconds |",
+            "|---|---|---|---|---|---|---|---|---|---|"]
+    args.out.write_text("\n".join(head + lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
