@@ -19,6 +19,7 @@ from safetensors.numpy import save
 from .draft import whole
 from .errors import CheckpointError, SpecError
 from .spec import Block, Group, Spec
+from .spec.fitting import fitted, undone
 
 FORMAT = "fxrebasin-alignment-1"
 
@@ -52,10 +53,13 @@ class Alignment:
     # ------------------------------------------------------------------------------------------------------- applying
 
     def apply(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The permuted state, all tensors new; keys, dtypes, devices and ties as given. Raises StateError if the
-        state does not fit the spec."""
-        self.spec.check(state)
-        return self.carry(state)
+        """The permuted state, all tensors new; keys, dtypes, devices and ties as given. A state whose names are not
+        quite the model's is fitted (see `spec.fitting`), with a warning. Raises StateError if it does not fit the
+        spec."""
+        own, fit = fitted(self.spec, state, "the state")
+        self.spec.check(own)
+        moved = self.carry(own)
+        return moved if fit is None else undone(fit, moved, state)
 
     def carry(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`apply` for what is no state, such as differences of states: whatever the numbers are, they are permuted."""

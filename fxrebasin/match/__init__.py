@@ -17,6 +17,7 @@ import torch
 from ..alignment import Alignment
 from ..errors import FxrebasinError, SpecError
 from ..spec import Spec
+from ..spec.fitting import fitted
 from .many import match_many, merge
 from .methods import EFFORTS, METHODS, Search, flattened, method_named
 from .objective.activations import add_activations
@@ -62,6 +63,7 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
         raise FxrebasinError(f"unknown effort {effort!r}: choose one of {', '.join(EFFORTS)}")
     if objective not in OBJECTIVES:
         raise FxrebasinError(f"unknown objective {objective!r}: choose one of {', '.join(OBJECTIVES)}")
+    source, target = fitted(spec, source, "the source")[0], fitted(spec, target, "the target")[0]
     infinite = spec.check_together({"the source": source, "the target": target})
     source, target = spec.stacked(source), spec.stacked(target)
     ready = prepared(flattened(spec) if chosen.flat else spec, source, target, infinite)

@@ -14,6 +14,7 @@ To be read in this order:
     dtypes    what numbers are computed in
     roles     what an entry of a state is, and what follows from it
     fit       whether a state is one of a spec's model
+    fitting   a file's names become the model's, step by step
     hold      the part of the symmetries that keeps some numbers in place
     text      a spec as JSON, and back
     validity  whether what was read is consistent

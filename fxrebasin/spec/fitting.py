@@ -9,6 +9,7 @@ one line. What a model's library converts when it saves and loads comes in as `c
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+
+from .stacks import tied
 
 if TYPE_CHECKING:
     from .value import Spec
@@ -66,12 +69,24 @@ class Fit:
         """Name in the model -> link."""
         return {name: link for link in self.links for name in link.names}
 
+    def file_of(self, name: str) -> str:
+        """What a name that the file leaves out would be there: named as the tensor that it is tied to."""
+        partner = self.ties[name]
+        file = self.of[partner].files[0]
+        return file.removesuffix(partner) + name if file.endswith(partner) else name
+
     def undo(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """Tensors of the model, as they come, under their names in the file; what it leaves out is left out."""
         waiting: dict[tuple[str, ...], dict[str, torch.Tensor]] = {}
+        partners: dict[str, torch.Tensor] = {}  # of tied tensors, what the file has
         for name, tensor in tensors:
             link = self.of.get(name)
+            if name in self.ties.values():
+                partners[name] = tensor
             if link is None:
+                partner = partners.get(self.ties.get(name, ""))
+                if partner is not None and not tied(partner, tensor):
+                    yield self.file_of(name), tensor  # a tie that was broken
                 continue
             if link.write is None:
                 yield link.files[0], tensor
@@ -118,6 +133,31 @@ def fit(spec: Spec, state: State, convert: Callable[[State], list[Link]] | None 
     return _Fitting(spec, state).run(convert)
 
 
+def agrees(spec: Spec, state: State) -> bool:
+    """Whether a state has the spec's names, and nothing else."""
+    return set(spec.names) <= set(state) <= {*spec.names, *spec.passed}
+
+
+def fitted(spec: Spec, state: State, what: str) -> tuple[State, Fit | None]:
+    """A state under the spec's names, as far as it fits, and how it was fitted (None: it has them). Warns of each step
+    with a FitNote."""
+    if agrees(spec, state) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        return state, None
+    found = fit(spec, state)
+    if not found.steps:
+        return state, None
+    for step in found.steps:
+        warnings.warn(f"{what}: {step}", FitNote, stacklevel=4)
+    own = Fitted(found, state)
+    return {name: own[name] for name in own if name not in found.left}, found
+
+
+def undone(found: Fit, result: State, given: State) -> dict[str, torch.Tensor]:
+    """A result under the names of the state that was given, with what was left aside, in its order."""
+    back = dict(found.undo(result.items())) | {name: given[name].detach().clone() for name in found.left}
+    return {name: back[name] for name in (*(n for n in given if n in back), *(n for n in back if n not in given))}
+
+
 class _Fitting:
     """The names of a file on their way to those of a model. `now`: name in the file -> what it has become."""
 
@@ -136,6 +176,7 @@ class _Fitting:
                 break
             step()
         done = {name for link in self.links for name in link.files}
+        self.now = {old: new if new in self.known else old for old, new in self.now.items()}
         links = [*self.links, *(Link((new,), (old,)) for old, new in self._single(done).items())]
         ties = self._ties({name for link in links for name in link.names})
         left = tuple(link.files[0] for link in links if link.read is None and link.names[0] not in self.known
@@ -190,6 +231,8 @@ class _Fitting:
             found = {old: name.removeprefix(prefix) if away else prefix + name for old, name in names.items()
                      if name.startswith(prefix) or not away}
             self._take(found, f"prefix {prefix!r} {'taken off' if away else 'put before'}")
+            if away:  # from all that have it: there may be more to do about some
+                self.now |= found
 
     def _rename(self) -> None:
         """The names of other frameworks and of older versions, under any prefix that is still to be taken off."""

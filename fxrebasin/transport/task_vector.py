@@ -17,6 +17,7 @@ from ..errors import FxrebasinError, StateError
 from ..spec import Spec
 from ..spec.dtypes import leaves_range, wide
 from ..spec.fit import infinities
+from ..spec.fitting import fitted, undone
 from ..spec.roles import BUFFER, PARAMETER, kind
 from ..spec.stacks import tied
 from ..statistics import WAYS, arrived, changes, statistics_of
@@ -64,6 +65,7 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
     model, inputs, keep  with unlabelled inputs of the task the result is fitted to them, as `calibrate` says; `keep`
                 are inputs on which the target is to stay as it is
 
+    States whose names are not quite the model's are fitted (see `spec.fitting`), with a warning.
     Keys and devices are the target's; integers, fixed buffers and extra state are taken from it. The sum is formed in
     float32 at least. Tensors that the target ties stay tied, unless the fine-tuning broke the tie: then each is carried
     by itself, with a warning. Raises StateError if a state does not fit, or a sum leaves the range of its dtype.
@@ -75,6 +77,9 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
     spec = alignment.spec
     if statistics not in WAYS:
         raise FxrebasinError(f"statistics must be one of {', '.join(map(repr, WAYS))}, not {statistics!r}")
+    given = target
+    base, finetuned = fitted(spec, base, "the base")[0], fitted(spec, finetuned, "the fine-tuned state")[0]
+    target, fit = fitted(spec, target, "the target")
     spec.check_together({"the base": base, "the fine-tuned state": finetuned, "the target": target})
     if not torch.isfinite(torch.tensor(float(alpha))):
         raise StateError(f"alpha is {alpha}: give a finite number")
@@ -95,7 +100,7 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
                 total = _in_place(spec, name, base, finetuned, tensor, alpha)
             done[same] = tensor.detach().clone() if total is None else narrowed(name, total, tensor, dtype)
         result[name] = done[same]
-    return result
+    return result if fit is None else undone(fit, result, given)
 
 
 def _calibrated(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float,

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..alignment import Alignment
 from ..match import match
 from ..spec import Spec
+from ..spec.fitting import fitted
 
 _EFFORTS = ("fast", "best")  # of the search: the first finds most that there is to find
 _FACTORS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)  # of SplitMix64 (Steele, Lea and Flood, 2014)
@@ -33,6 +34,7 @@ def find_equivalence(spec: Spec, a: Mapping[str, Tensor], b: Mapping[str, Tensor
     it is not, though where the numbers of a layer are all different nothing is missed. Raises StateError if a state does
     not fit the spec.
     """
+    a, b = fitted(spec, a, "the first state")[0], fitted(spec, b, "the second state")[0]
     spec.check(a, "the first state")
     spec.check(b, "the second state")
     if any(not _equal(a.get(name), b.get(name)) for name in spec.passed):
