@@ -20,12 +20,12 @@ from torch.utils import _pytree as pytree
 from ..capture import Program
 from ..factors import Factors, Value
 from ..rules import RULES, Call
-from ..rules.ties import Ties
 from ..spec import Spec
 from ..spec.fit import digest_of
 from .constants import SMALL, Constants, argument, constant, shapes
 from .folds import folds
 from .indices import Indices
+from .distinct import Distinct
 from .reader import Reader
 from .regions import region
 
@@ -46,6 +46,7 @@ class Analysis:
         self.indices = Indices()
         self.origin: dict[fx.Node, fx.Node] = {}  # node of a decomposition or a body -> the node that it is within
         self.decomposed: set[fx.Node] = set()  # nodes of decompositions
+        self.calls: dict[fx.Node, Call] = {}
         self._run()
 
     def _run(self) -> None:
@@ -120,7 +121,8 @@ class Analysis:
         call = Call(self.factors, op, self._arguments(node), sizes, where or op,
                     used=lambda k: any(user.target is not operator.getitem or user.args[1] == k for user in node.users),
                     content=lambda name: self.constants.integers(node, name),
-                    ties=lambda name: self._ties(argument(node, name)))
+                    distinct=lambda name, *how: self._distinct.along(argument(node, name), *how))
+        self.calls[node] = call
         rule = RULES.get(op)
         reason = f"{op} has no rule"
         if rule is not None:
@@ -229,8 +231,14 @@ class Analysis:
         return named
 
     @cached_property
-    def _ties(self) -> Ties:
-        return Ties(self.program.module.graph, self.constants.integers)
+    def _distinct(self) -> Distinct:
+        return Distinct(self.program.module.graph, self.program.sources, self.calls, self.constants)
+
+    def _assumptions(self) -> tuple[str, ...]:
+        """What was taken for granted of axes that are free in the end."""
+        return tuple(dict.fromkeys(text for call in self.calls.values() for axis, text in call.assumed
+                                   if any(not atom.pinned for block in axis.blocks for atom in block.atoms())))
+
     # ----------------------------------------------------------------------------------------------- reading the spec
 
     def spec(self, outputs: str) -> Spec:
@@ -252,7 +260,8 @@ class Analysis:
         self._unused()
         spec = Reader(self.state, free_outputs).spec(program, self.unruled)
         return replace(spec, numbers=numbers_of(program, self.constants.read),
-                       folds=folds(program, self.values, spec))
+                       folds=folds(program, self.values, spec),
+                       assumptions=self._assumptions())
 
     def _unused(self) -> None:
         """What the forward pass does not use could be permuted at will; that says nothing about the function."""

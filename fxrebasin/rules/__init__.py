@@ -3,6 +3,8 @@
 from . import (attention, choosing, contractions, draws, indexing, linear_algebra, norms, pointwise,  # noqa: F401  (register)
                recurrent, sparse, spatial, views)
 from .call import Call
+from .facts import Facts
 from .rule import RULES, Rule, rearrangement, rule
+from .text import letters
 
-__all__ = ["RULES", "Call", "Rule", "rearrangement", "rule"]
+__all__ = ["RULES", "Call", "Facts", "Rule", "letters", "rearrangement", "rule"]

@@ -19,7 +19,7 @@ def _attention(call: Call) -> str:
             f" -> {heads} l e, {heads.replace('(', '').replace(')', '')} l s, {heads.replace('(', '').replace(')', '')} l")
 
 
-rule("scaled_dot_product_attention.default", _attention,
+rule("scaled_dot_product_attention.default", _attention, scales="value",
      sample=(lambda T: (T(2, 3, 4, 5), T(2, 3, 6, 5), T(2, 3, 6, 7)),
              lambda T: (T(2, 3, 4, 5), T(2, 3, 6, 5), T(2, 3, 6, 7), T(4, 6)),
              lambda T: (T(2, 3, 4, 5), T(2, 3, 6, 5), T(2, 3, 6, 7), T(2, 1, 4, 6)),

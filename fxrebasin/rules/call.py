@@ -25,7 +25,9 @@ class Call:
     why: str = ""  # where in the user's code
     used: Callable[[int], bool] = lambda k: True  # whether result k is used at all
     content: Callable[[str], np.ndarray | None] = lambda name: None  # an argument's numbers, if they never change
-    ties: Callable[[str], str | None] = lambda name: None  # why an argument's numbers may be equal to each other
+    distinct: Callable[[str, int, bool], tuple[str | None, frozenset[str]]] = lambda name, dim, largest: (None, frozenset())
+    # why an argument's numbers may be equal along a dimension, or None, and what that rests on; `largest`: the largest count
+    assumed: list[tuple[Value, str]] = field(default_factory=list)  # what is taken for granted, and the axis that is free for it
     looked_up: list[Value] = field(default_factory=list)  # the indices that the rule has looked up
 
     def tensors(self) -> list[Value]:

@@ -96,7 +96,9 @@ def index(call: Call):
     return _chosen(call, call.relate(text, [value, *indices, *axes])[0], indices, first, rank)
 
 
-@rearrangement("embedding.default", sample=(lambda T: (T(7, 4), T.index(7, 2, 3)), lambda T: (T(7, 4), T.points(7, 2, 3)),
+@rearrangement("embedding.default", text="v d, *i -> *i d", through="weight", scales="weight",
+               distinct=lambda given: given["padding_idx"] < 0,  # the row of padding is zero
+               sample=(lambda T: (T(7, 4), T.index(7, 2, 3)), lambda T: (T(7, 4), T.points(7, 2, 3)),
                                             lambda T: (T(5, 4), T.fixed([[4, 2, 0], [1, 3, 0]]))))
 def embedding(call: Call):
     """A row for each number; with a place that points into the rows (the nearest code of a codebook), they follow it."""

@@ -20,9 +20,10 @@ def _over_last(name: str):
     return text
 
 
-rule("layer_norm.default", _over_last("normalized_shape"),
+rule("layer_norm.default", _over_last("normalized_shape"), distinct=True, through="input bias", scales="weight bias",
      sample=(lambda T: (T(2, 3, 4), [4], T(4), T(4)), lambda T: (T(2, 3, 4), [3, 4])))
-rule("rms_norm.default", _over_last("normalized_shape"), sample=lambda T: (T(2, 3, 4), [4], T(4)))
+rule("rms_norm.default", _over_last("normalized_shape"), distinct=True, scales="weight",
+     sample=lambda T: (T(2, 3, 4), [4], T(4)))
 
 
 @rearrangement("native_layer_norm.default", sample=lambda T: (T(2, 3, 4), [4], T(4), T(4), 1e-5))
@@ -68,12 +69,16 @@ def along(call: Call, value, dims, keep: bool = True) -> list:
     return call.relate(f"{' '.join(letters)} -> " + (f"{' '.join(letters)}, " if keep else "") + kept, [value])
 
 
-@rearrangement("softmax.int _softmax.default log_softmax.int _log_softmax.default _safe_softmax.default",
-               sample=lambda T: (T(2, 3, 4), -1, False) if ".default" in T.op and "safe" not in T.op
-               else (T(2, 3, 4), -1))
-def softmax(call: Call):
+def _softmax(call: Call) -> str:
     value = call.tensors()[0]
-    return along(call, value, [call.dim(value)])[0]
+    letters = _names("d", len(value.shape)).split()
+    return f"{' '.join(letters)} -> {' '.join(letters)}, {' '.join(x for x in letters if x != f'd{call.dim(value)}')}"
+
+
+for _ops, _positive in {"softmax.int _softmax.default": True, "log_softmax.int _log_softmax.default _safe_softmax.default": False
+                        }.items():  # safe: a row that is masked as a whole is zero
+    rule(_ops, _softmax, distinct="increasing", saturates=True, positive=_positive,
+         sample=lambda T: (T(2, 3, 4), -1, False) if ".default" in T.op and "safe" not in T.op else (T(2, 3, 4), -1))
 
 
 def reduced(call: Call, value, dims, keepdim: bool):
@@ -85,24 +90,37 @@ def reduced(call: Call, value, dims, keepdim: bool):
     return result
 
 
-@rearrangement("mean.dim sum.dim_IntList amax.default amin.default var.dim var.correction std.dim std.correction "
-               "logsumexp.default prod.dim_int any.dim any.dims all.dim linalg_vector_norm.default norm.ScalarOpt_dim "
-               "mean.default sum.default max.default min.default var.default std.default prod.default any.default "
-               "all.default norm.Scalar nansum.default count_nonzero.dim_IntList",
-               sample=lambda T: {"aten.linalg_vector_norm.default": (T(2, 3, 4), 2, [1]), "aten.norm.Scalar": (T(3, 4), 2),
-                                 "aten.norm.ScalarOpt_dim": (T(2, 3, 4), 2, [1])}.get(
-                   T.op, (T.bool(2, 3, 4), 1 if T.op.endswith(".dim") else [1]) if re.search("any.dim|all.dim|nonzero", T.op)
-                   else (T(2, 3, 4),) if ".default" in T.op and T.op.split(".")[1] not in ("amax", "amin", "logsumexp")
-                   else (T(2, 3, 4), 1 if "prod" in T.op else [1])))
-def reduction(call: Call):
-    value = call.tensors()[0]
-    return reduced(call, value, call.dims(value), call.args.get("keepdim", False))
+_REDUCTIONS = {  # facts -> ops
+    ("distinct", "scales"): "mean.dim sum.dim_IntList mean.default sum.default nansum.default",
+    ("distinct",): "amax.default amin.default max.default min.default",
+    (): "var.dim var.correction std.dim std.correction logsumexp.default prod.dim_int any.dim any.dims all.dim "
+        "linalg_vector_norm.default norm.ScalarOpt_dim var.default std.default prod.default any.default all.default "
+        "norm.Scalar count_nonzero.dim_IntList",
+}
+
+
+def _reduction(call: Call) -> str:
+    """Sums over dimensions (any symmetric reduction)."""
+    value, keep = call.tensors()[0], call.args.get("keepdim", False)
+    dims = call.dims(value)
+    letters = _names("d", len(value.shape)).split()
+    return f"{' '.join(letters)} -> " + " ".join("1" if d in dims else x for d, x in enumerate(letters) if keep or d not in dims)
+
+
+for _facts, _ops in _REDUCTIONS.items():
+    rule(_ops, _reduction, distinct="distinct" in _facts, scales="self" if "scales" in _facts else "",
+         sample=lambda T: {"aten.linalg_vector_norm.default": (T(2, 3, 4), 2, [1]), "aten.norm.Scalar": (T(3, 4), 2),
+                           "aten.norm.ScalarOpt_dim": (T(2, 3, 4), 2, [1])}.get(
+             T.op, (T.bool(2, 3, 4), 1 if T.op.endswith(".dim") else [1]) if re.search("any.dim|all.dim|nonzero", T.op)
+             else (T(2, 3, 4),) if ".default" in T.op and T.op.split(".")[1] not in ("amax", "amin", "logsumexp")
+             else (T(2, 3, 4), 1 if "prod" in T.op else [1])))
 
 
 @rearrangement("var_mean.correction std_mean.correction aminmax.default", sample=lambda T: (
     T(2, 3, 4), T.keyword(dim=1)) if "aminmax" in T.op else (T(2, 3, 4), [1]))
 def two_reductions(call: Call):
-    return [reduction(call)] * 2
+    value = call.tensors()[0]
+    return [reduced(call, value, call.dims(value), call.args.get("keepdim", False))] * 2
 
 
 rule("_is_all_true.default _is_any_true.default", "*a -> ", sample=lambda T: (T(2, 7) > 0,))

@@ -17,8 +17,10 @@ from typing import Any, Callable
 import torch
 
 from .call import Call, Value
+from .facts import Facts
 
 Sample = Callable[..., tuple]
+Text = str | Callable[[Call], str]
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,11 @@ class Rule:
     """How one op relates axes: `relation(call)` returns the value (or the list of values) of the results."""
 
     op: str
-    text: str | None
+    text: Text | None  # None: the relation is not a text
     relation: Callable[[Call], Any]
     samples: tuple[Sample, ...] = ()
     missing: str | None = None  # why the rule leaves out a freedom that the op has
-    moves: bool = False  # the results hold the numbers of the first argument, at other places
+    facts: Facts = Facts()
 
     def apply(self, call: Call) -> list[Value]:
         """The results as values. An index that is only moved goes on pointing where it did; what an index points into is
@@ -39,7 +41,7 @@ class Rule:
         results = self.relation(call)
         results = list(results) if isinstance(results, (list, tuple)) else [results]
         for value in given:
-            if self.moves and value is call.tensors()[0] and call.args.get("dtype") in _INTEGERS:
+            if self.facts.moves is True and value is call.tensors()[0] and call.args.get("dtype") in _INTEGERS:
                 for result in results:
                     result.points = result.points or value.points
             elif not any(value is seen for seen in call.looked_up):
@@ -51,29 +53,30 @@ RULES: dict[str, Rule] = {}
 _INTEGERS = (None, torch.int64, torch.int32)  # dtypes in which positions stay what they are
 
 
-def rule(ops: str, text: str | Callable[[Call], str], *, sample: Sample | tuple[Sample, ...] = (),
-         missing: str | None = None, moves: bool = False, **sizes: str) -> None:
-    """Registers a rule that is a text (or a text made from the call) for one op or several. `moves`: the numbers of the
-    first argument are found again in the results."""
+def rule(ops: str, text: Text, *, sample: Sample | tuple[Sample, ...] = (), missing: str | None = None, **more) -> None:
+    """Registers a rule that is a text (or a text made from the call) for one op or several. `more`: facts by name (see
+    `Facts`), and sizes that are arguments of the op by letter: `g="groups"`."""
+    facts = Facts(**{name: more.pop(name) for name in Facts.__dataclass_fields__ if name in more})
 
     def apply(call: Call):
-        known = {letter: call.args[name] for letter, name in sizes.items()}
+        known = {letter: call.args[name] for letter, name in more.items()}
         results = call.relate(text if isinstance(text, str) else text(call), **known)
         return results[: max(len(call.shapes), 1)]
 
-    register(ops, apply, text if isinstance(text, str) else None, sample, missing, moves)
+    register(ops, apply, text, sample, missing, facts)
 
 
 def rearrangement(ops: str, *, sample: Sample | tuple[Sample, ...] = (), missing: str | None = None,
-                  moves: bool = False):
-    """Decorator: registers a function of a Call as the rule for one op or several."""
-    return lambda apply: register(ops, apply, None, sample, missing, moves)
+                  text: Text | None = None, **facts):
+    """Decorator: registers a function of a Call as the rule for one op or several, with facts by name (see `Facts`).
+    `text`: what the function comes to in the plainest case; some facts are read with it."""
+    return lambda apply: register(ops, apply, text, sample, missing, Facts(**facts))
 
 
-def register(ops: str, apply, text, sample, missing, moves=False) -> Callable:
+def register(ops: str, apply, text, sample, missing, facts: Facts) -> Callable:
     for op in ops.split():
         name = op if op.count(".") == 2 else f"aten.{op}"
         if name in RULES:
             raise ValueError(f"two rules for {name}")
-        RULES[name] = Rule(name, text, apply, sample if isinstance(sample, tuple) else (sample,), missing, moves)
+        RULES[name] = Rule(name, text, apply, sample if isinstance(sample, tuple) else (sample,), missing, facts)
     return apply

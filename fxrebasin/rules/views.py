@@ -108,13 +108,13 @@ def repeat_interleave(call: Call):
     return _repeated(call, value, call.dim(value), call.args["repeats"], outer=False)
 
 
-@rearrangement("cat.default concatenate.default concat.default", sample=lambda T: ([T(2, 3), T(2, 4)], 1))
+@rearrangement("cat.default concatenate.default concat.default", moves="joined", sample=lambda T: ([T(2, 3), T(2, 4)], 1))
 def cat(call: Call):
     values = [value for value in call.tensors() if value.shape != (0,)] or call.tensors()
     return call.factors.concatenate(values, call.dim(values[0]))
 
 
-@rearrangement("stack.default", sample=lambda T: ([T(2, 3), T(2, 3)], 1))
+@rearrangement("stack.default", moves="joined", sample=lambda T: ([T(2, 3), T(2, 3)], 1))
 def stack(call: Call):
     values = call.tensors()
     dim = call.args["dim"] % (len(values[0].shape) + 1)
