@@ -19,13 +19,13 @@ from torch.utils import _pytree as pytree
 
 from ..capture import Program
 from ..factors import Factors, Value
-from ..rules import RULES, Call
+from ..rules import RULES, Call, Uncovered
 from ..spec import Spec
 from ..spec.fit import digest_of
-from .constants import SMALL, Constants, argument, constant, shapes
+from .constants import SMALL, Constants, argument, constant, shapes, tensors
+from .distinct import Distinct
 from .folds import folds
 from .indices import Indices
-from .distinct import Distinct
 from .reader import Reader
 from .regions import region
 
@@ -121,6 +121,7 @@ class Analysis:
         call = Call(self.factors, op, self._arguments(node), sizes, where or op,
                     used=lambda k: any(user.target is not operator.getitem or user.args[1] == k for user in node.users),
                     content=lambda name: self.constants.integers(node, name),
+                    masks=lambda name: any(v.dtype == torch.bool for v in tensors(argument(node, name))),
                     distinct=lambda name, *how: self._distinct.along(argument(node, name), *how))
         self.calls[node] = call
         rule = RULES.get(op)
@@ -131,6 +132,8 @@ class Analysis:
                 if [r.shape for r in results[:len(sizes)]] == sizes:
                     return results
                 reason = f"the rule for {op} does not fit these arguments"
+            except Uncovered as error:
+                reason = str(error)
             except (KeyError, IndexError, ValueError, TypeError, StopIteration, AssertionError, ZeroDivisionError) as error:
                 reason = f"the rule for {op} does not fit these arguments ({type(error).__name__}: {error})"
         elif isinstance(node.target, HigherOrderOperator):

@@ -4,7 +4,7 @@ from . import (attention, choosing, contractions, draws, indexing, linear_algebr
                recurrent, sparse, spatial, views)
 from .call import Call
 from .facts import Facts
-from .rule import RULES, Rule, rearrangement, rule
+from .rule import RULES, Rule, Uncovered, rearrangement, rule
 from .text import letters
 
-__all__ = ["RULES", "Call", "Facts", "Rule", "letters", "rearrangement", "rule"]
+__all__ = ["RULES", "Call", "Facts", "Rule", "Uncovered", "letters", "rearrangement", "rule"]

@@ -31,7 +31,7 @@ def _ranked(call: Call, place: int, largest: bool) -> Value | None:
 
 
 @rearrangement("topk.default sort.default sort.stable argsort.default argsort.stable kthvalue.default",
-               moves="chosen",
+               moves="chosen", whatever="k keepdim descending stable",
                sample=lambda T: {"topk": (T(3, 5), 2), "kthvalue": (T(3, 5), 2)}.get(
                    T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")))
 def ranked(call: Call):

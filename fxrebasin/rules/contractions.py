@@ -7,7 +7,7 @@ import string
 from .call import Call
 from .rule import rule
 
-_MAP = {"distinct": True, "scales": "input bias | weight bias"}
+_MAP = {"distinct": True, "scales": "input bias | weight bias", "whatever": "stride padding dilation output_padding"}
 
 rule("linear.default", "*b i, o i, o -> *b o", **_MAP,
      sample=(lambda T: (T(2, 3, 4), T(5, 4), T(5)), lambda T: (T(4), T(5, 4))))
@@ -33,13 +33,13 @@ def _added(given) -> bool:
 
 
 rule("addmm.default", lambda c: ("m" if len(c.args["self"].shape) == 1 else "n m") + ", n k, k m -> n m",
-     distinct=_added, scales="self mat1 | self mat2",
+     distinct=_added, scales="self mat1 | self mat2", whatever="alpha beta",
      sample=(lambda T: (T(5), T(3, 4), T(4, 5)), lambda T: (T(3, 5), T(3, 4), T(4, 5))))
-rule("baddbmm.default", "b n m, b n k, b k m -> b n m", distinct=_added, scales="self batch1 | self batch2", sample=lambda T: (T(2, 3, 5), T(2, 3, 4), T(2, 4, 5)))
-rule("addmv.default", "n, n k, k -> n", sample=lambda T: (T(3), T(3, 4), T(4)))
+rule("baddbmm.default", "b n m, b n k, b k m -> b n m", distinct=_added, scales="self batch1 | self batch2", whatever="alpha beta", sample=lambda T: (T(2, 3, 5), T(2, 3, 4), T(2, 4, 5)))
+rule("addmv.default", "n, n k, k -> n", whatever="alpha beta", sample=lambda T: (T(3), T(3, 4), T(4)))
 rule("bilinear.default", "*b i, *b j, o i j, o -> *b o", sample=lambda T: (T(2, 3), T(2, 4), T(5, 3, 4), T(5)))
 
-rule("cdist.default", "*b n d, *b m d -> *b n m", distinct=True, sample=lambda T: (T(2, 3, 4), T(2, 5, 4)))
+rule("cdist.default", "*b n d, *b m d -> *b n m", distinct=True, whatever="p compute_mode", sample=lambda T: (T(2, 3, 4), T(2, 5, 4)))
 
 
 def _einsum(call: Call) -> str:
@@ -51,7 +51,8 @@ def _einsum(call: Call) -> str:
     return ", ".join(map(spell, left.split(","))) + " -> " + spell(right)
 
 
-rule("einsum.default", _einsum, distinct=True, scales="tensors[0] | tensors[1] | tensors[2]", sample=(lambda T: ("bhld,bhsd->bhls", [T(2, 3, 4, 5), T(2, 3, 6, 5)]),
+rule("einsum.default", _einsum, distinct=True, scales="tensors[0] | tensors[1] | tensors[2]", whatever="path",
+     sample=(lambda T: ("bhld,bhsd->bhls", [T(2, 3, 4, 5), T(2, 3, 6, 5)]),
                                         lambda T: ("...i,oi->...o", [T(2, 3, 4), T(5, 4)]),
                                         lambda T: ("ij,jk", [T(3, 4), T(4, 5)])))
 

@@ -47,42 +47,42 @@ def _whole_power(given) -> bool:
     return isinstance(exponent, (int, float)) and exponent >= 1 and exponent == int(exponent)
 
 
-rule(_SAME, _all_alike, moves="same")
-rule(_UNARY, _all_alike)
-rule(_BINARY, _all_alike)
+rule(_SAME, _all_alike, whatever="*", moves="same")
+rule(_UNARY, _all_alike, whatever="*")
+rule(_BINARY, _all_alike, whatever="*")
 
-rule("add.Tensor sub.Tensor subtract.Tensor rsub.Tensor", _all_alike, distinct=_unless_zero("alpha"), scales="self other")
-rule("mul.Tensor multiply.Tensor", _all_alike, distinct=_unless_zero("other"), scales="self | other")
-rule("div.Tensor divide.Tensor true_divide.Tensor", _all_alike, distinct="injective", scales="self")
-rule("add.Scalar sub.Scalar", _all_alike, distinct="increasing")
-rule("rsub.Scalar", _all_alike, distinct=_unless_zero("alpha"))
-rule("mul.Scalar div.Scalar", _all_alike, distinct=_unless_zero("other"), scales="self")
-rule("pow.Tensor_Scalar", _all_alike, distinct=_whole_power)
-rule("neg.default", _all_alike, distinct="injective", scales="self")
-rule("abs.default", _all_alike, distinct=True, scales="self")
-rule("relu.default", _all_alike, scales="self")
-rule("leaky_relu.default", _all_alike, distinct=lambda given: "increasing" if given["negative_slope"] > 0 else False,
+rule("add.Tensor sub.Tensor subtract.Tensor rsub.Tensor", _all_alike, whatever="*", distinct=_unless_zero("alpha"), scales="self other")
+rule("mul.Tensor multiply.Tensor", _all_alike, whatever="*", distinct=_unless_zero("other"), scales="self | other")
+rule("div.Tensor divide.Tensor true_divide.Tensor", _all_alike, whatever="*", distinct="injective", scales="self")
+rule("add.Scalar sub.Scalar", _all_alike, whatever="*", distinct="increasing")
+rule("rsub.Scalar", _all_alike, whatever="*", distinct=_unless_zero("alpha"))
+rule("mul.Scalar div.Scalar", _all_alike, whatever="*", distinct=_unless_zero("other"), scales="self")
+rule("pow.Tensor_Scalar", _all_alike, whatever="*", distinct=_whole_power)
+rule("neg.default", _all_alike, whatever="*", distinct="injective", scales="self")
+rule("abs.default", _all_alike, whatever="*", distinct=True, scales="self")
+rule("relu.default", _all_alike, whatever="*", scales="self")
+rule("leaky_relu.default", _all_alike, whatever="*", distinct=lambda given: "increasing" if given["negative_slope"] > 0 else False,
      scales="self")
-rule("square.default sin.default cos.default", _all_alike, distinct=True)
-rule("reciprocal.default", _all_alike, distinct="injective")
-rule("asinh.default", _all_alike, distinct="increasing")
-rule("rsqrt.default", _all_alike, positive=True)
-rule("exp.default exp2.default sigmoid.default special_expit.default softplus.default", _all_alike,
+rule("square.default sin.default cos.default", _all_alike, whatever="*", distinct=True)
+rule("reciprocal.default", _all_alike, whatever="*", distinct="injective")
+rule("asinh.default", _all_alike, whatever="*", distinct="increasing")
+rule("rsqrt.default", _all_alike, whatever="*", positive=True)
+rule("exp.default exp2.default sigmoid.default special_expit.default softplus.default", _all_alike, whatever="*",
      distinct="increasing", saturates=True, positive=True)
-rule("cosh.default", _all_alike, distinct=True, saturates=True, positive=True)
-rule("tanh.default sinh.default atan.default expm1.default special_expm1.default log_sigmoid.default", _all_alike,
+rule("cosh.default", _all_alike, whatever="*", distinct=True, saturates=True, positive=True)
+rule("tanh.default sinh.default atan.default expm1.default special_expm1.default log_sigmoid.default", _all_alike, whatever="*",
      distinct="increasing", saturates=True)
-rule("elu.default celu.default selu.default", _all_alike, saturates=True,
+rule("elu.default celu.default selu.default", _all_alike, whatever="*", saturates=True,
      distinct=lambda given: "increasing" if given.get("alpha", 1) > 0 and given.get("scale", 1) > 0 else False)
-rule("silu.default gelu.default mish.default", _all_alike, distinct=True, saturates=True)
-rule("clamp.default", _all_alike, sample=lambda T: (T(2, 3, 4), -0.5, 0.5))
-rule("clamp.Tensor", _all_alike, sample=(lambda T: (T(2, 3, 4), T(3, 1), T(4) + 1), lambda T: (T(2, 3), None, T(2, 3))))
-rule("div.Scalar_mode", _all_alike, sample=lambda T: (T(2, 3, 4), 0.3, T.keyword(rounding_mode="floor")))
-rule("div.Tensor_mode", _all_alike, sample=lambda T: (T(2, 3, 4), T.positive(3, 1), T.keyword(rounding_mode="floor")))
-rule("masked_fill.Tensor", _all_alike, sample=lambda T: (T(2, 3, 4), T.bool(3, 1), T()))
+rule("silu.default gelu.default mish.default", _all_alike, whatever="*", distinct=True, saturates=True)
+rule("clamp.default", _all_alike, whatever="*", sample=lambda T: (T(2, 3, 4), -0.5, 0.5))
+rule("clamp.Tensor", _all_alike, whatever="*", sample=(lambda T: (T(2, 3, 4), T(3, 1), T(4) + 1), lambda T: (T(2, 3), None, T(2, 3))))
+rule("div.Scalar_mode", _all_alike, whatever="*", sample=lambda T: (T(2, 3, 4), 0.3, T.keyword(rounding_mode="floor")))
+rule("div.Tensor_mode", _all_alike, whatever="*", sample=lambda T: (T(2, 3, 4), T.positive(3, 1), T.keyword(rounding_mode="floor")))
+rule("masked_fill.Tensor", _all_alike, whatever="*", sample=lambda T: (T(2, 3, 4), T.bool(3, 1), T()))
 
 
-@rearrangement("to.other type_as.default", moves="same", sample=lambda T: (T(2, 3, 4), T(4)))
+@rearrangement("to.other type_as.default", moves="same", whatever="*", sample=lambda T: (T(2, 3, 4), T(4)))
 def lent_type(call: Call):
     """Of `other` the type alone: its axes are no evidence for anything, and what an index of that type points into moves on."""
     call.looked_up.append(call.args["other"])
@@ -95,7 +95,7 @@ rule("prelu.default", lambda c: "n c *s, c -> n c *s" if len(c.args["self"].shap
 
 @rearrangement("zeros_like.default ones_like.default full_like.default new_zeros.default "
                "new_ones.default new_full.default zeros.default ones.default full.default "
-               "scalar_tensor.default zero.default fill.Scalar")
+               "scalar_tensor.default zero.default fill.Scalar", whatever="*")
 def constant(call: Call):
     call.looked_up.extend(call.tensors())  # for their shape alone
     return call.factors.constant(call.shapes[0])
@@ -103,9 +103,11 @@ def constant(call: Call):
 
 @rearrangement("fill.Tensor", sample=lambda T: (T(2, 3), T()))
 def filled(call: Call):
+    call.looked_up.extend(call.tensors())  # a shape, and one number
     return call.factors.constant(call.shapes[0])
 
 
-@rearrangement("empty_like.default new_empty.default empty.memory_format")
+@rearrangement("empty_like.default new_empty.default empty.memory_format", whatever="*")
 def undefined(call: Call):
+    call.looked_up.extend(call.tensors())  # for their shape alone
     return call.fresh(call.shapes[0])
