@@ -28,6 +28,7 @@ from .folds import folds
 from .indices import Indices
 from .reader import Reader
 from .regions import region
+from .unordered import settle
 
 _INPUT = "follows an input of the network"
 
@@ -260,6 +261,7 @@ class Analysis:
                 continue
             reason = f"decides a branch ({output.path})" if decision else f"network output {output.path!r}"
             self._pin(value, reason)
+        settle(self.factors, [each for call in self.calls.values() for each in call.unordered], self.state.values())
         self._unused()
         spec = Reader(self.state, free_outputs).spec(program, self.unruled)
         return replace(spec, numbers=numbers_of(program, self.constants.read),

@@ -33,6 +33,16 @@ class Arguments(dict):
         return {name: dict.__getitem__(self, name) for name in self if name not in self.read}
 
 
+@dataclass(frozen=True)
+class Unordered:
+    """A dimension of a result whose order depends on the places of what was searched: `order`; `searched` along `dim`."""
+
+    order: Value
+    searched: Value
+    dim: int
+    reason: str
+
+
 @dataclass
 class Call:
     """One op applied to values: all that a rule may look at."""
@@ -46,6 +56,7 @@ class Call:
     content: Callable[[str], np.ndarray | None] = lambda name: None  # an argument's numbers, if they never change
     distinct: Callable[[str, int, bool], tuple[str | None, frozenset[str]]] = lambda name, dim, largest: (None, frozenset())
     # why an argument's numbers may be equal along a dimension, or None, and what that rests on; `largest`: the largest count
+    unordered: list[Unordered] = field(default_factory=list)  # dimensions of results that are in no order
     assumed: list[tuple[Value, str]] = field(default_factory=list)  # what is taken for granted, and the axis that is free for it
     masks: Callable[[str], bool] = lambda name: False  # whether a tensor argument, or one of a list, holds booleans
     looked_up: list[Value] = field(default_factory=list)  # the indices that the rule has looked up

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .norms import reduced
 from ..factors import Value
-from .call import Call
+from .call import Call, Unordered
 from .rule import rearrangement
 
 
@@ -32,8 +32,11 @@ def _ranked(call: Call, place: int, largest: bool) -> Value | None:
 
 @rearrangement("topk.default sort.default sort.stable argsort.default argsort.stable kthvalue.default",
                moves="chosen", whatever="k keepdim descending stable",
-               sample=lambda T: {"topk": (T(3, 5), 2), "kthvalue": (T(3, 5), 2)}.get(
-                   T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")))
+               sample=(lambda T: {"topk": (T(3, 5), 2), "kthvalue": (T(3, 5), 2)}.get(
+                           T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")),
+                       lambda T: {"topk": (T(3, 5), 2, -1, False), "kthvalue": (T(3, 5, 2), 2, 1, True)}.get(
+                           T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")
+                           + (T.keyword(descending=True),))))
 def ranked(call: Call):
     value = call.args["self"]
     dim, count = call.dim(value), max(len(call.shapes), 1)
@@ -43,7 +46,12 @@ def ranked(call: Call):
     kept = " ".join("z" if d == dim else x for d, x in enumerate(letters))
     if len(call.shapes[0]) < len(value.shape):
         kept = kept.replace("z", "")
-    results = [call.relate(f"{inside} -> {kept}", [value])[0] for _ in range(count)]
+    if call.args.get("sorted", True):
+        results = [call.relate(f"{inside} -> {kept}", [value])[0] for _ in range(count)]
+    else:
+        order = call.factors.value((call.args["k"],))
+        results = [call.relate(f"{inside}, z -> {kept}", [value, order])[0] for _ in range(count)]
+        call.unordered.append(Unordered(order, value, dim, f"found in an order that depends on its places ({call.why})"))
     results[-1].points = axis
     return results
 

@@ -78,4 +78,5 @@ rule("conv_transpose2d.input", _convolution(2, True), **_MAP, g="groups",
              lambda T: (T(2, 6, 3, 3), T(6, 2, 2, 2), T(6), [2, 2], [0, 0], [0, 0], 3)))
 rule("conv_transpose3d.input", _convolution(3, True), **_MAP, g="groups", sample=lambda T: (T(2, 4, 3, 3, 3), T(4, 5, 2, 2, 2)))
 rule("convolution.default", lambda c: _convolution(len(c.args["weight"].shape) - 2, c.args["transposed"]), **_MAP, g="groups",
-     sample=lambda T: (T(2, 4, 6, 5), T(3, 4, 3, 2), T(3), [1, 1], [0, 0], [1, 1], False, [0, 0], 1))
+     sample=tuple(lambda T, bias=bias: (T(2, 4, 6, 5), T(3, 4, 3, 2), T(3) if bias else None, [1, 1], [0, 0], [1, 1], False,
+                                        [0, 0], 1) for bias in (True, False)))

@@ -26,7 +26,8 @@ rule("rms_norm.default", _over_last("normalized_shape"), distinct=True, scales="
      sample=lambda T: (T(2, 3, 4), [4], T(4)))
 
 
-@rearrangement("native_layer_norm.default", whatever="eps", sample=lambda T: (T(2, 3, 4), [4], T(4), T(4), 1e-5))
+@rearrangement("native_layer_norm.default", whatever="eps",
+               sample=(lambda T: (T(2, 3, 4), [4], T(4), T(4), 1e-5), lambda T: (T(2, 3, 4), [4], None, None, 1e-5)))
 def native_layer_norm(call: Call):
     result, kept = call.relate(_over_last("normalized_shape")(call))
     statistics = call.factors.permute(kept, [*range(len(kept.shape)), *[None] * len(call.args["normalized_shape"])])

@@ -113,13 +113,13 @@ def repeat_interleave(call: Call):
 
 @rearrangement("cat.default concatenate.default concat.default", moves="joined", sample=lambda T: ([T(2, 3), T(2, 4)], 1))
 def cat(call: Call):
-    values = [value for value in call.tensors() if value.shape != (0,)] or call.tensors()
+    values = [value for value in call.args["tensors"] if value.shape != (0,)] or call.args["tensors"]
     return call.factors.concatenate(values, call.dim(values[0]))
 
 
 @rearrangement("stack.default", moves="joined", sample=lambda T: ([T(2, 3), T(2, 3)], 1))
 def stack(call: Call):
-    values = call.tensors()
+    values = call.args["tensors"]
     dim = call.args["dim"] % (len(values[0].shape) + 1)
     dims: list[int | None] = list(range(len(values[0].shape)))
     dims.insert(dim, None)
