@@ -1,12 +1,14 @@
 """What `verify` accepts and what it lets through.
 
-    python benchmarks/verification.py [--share 1.0] [--only NAME ...]     writes benchmarks/results/verification.md
+    python benchmarks/verification.py [--share 1.0] [--only NAME ...]     writes
+                                                                          benchmarks/results/verification.md
 
-Right alignments: random elements of the spec, verified with the module (captured each time). Spoiled ones: a random
-element, and then two indices exchanged at one site alone, verified on the example inputs alone and by default. Whether
-a spoiled one changes the function is decided by the module itself, in float64, on inputs that show more than the
-example: drawn ones, many of them, at its own weights and at others. Networks: those of tests/hiding.py, whose examples
-show little; the small ones of tests/architectures.py; public decoders, tiny, from transformers.
+Right alignments: random elements of the spec, verified with the module (captured each time). Spoiled ones: a
+random element, and then two indices exchanged at one site alone, verified on the example inputs alone and by
+default. Whether a spoiled one changes the function is decided by the module itself, in float64, on inputs
+that show more than the example: drawn ones, many of them, at its own weights and at others. Networks: those
+of tests/hiding.py, whose examples show little; the small ones of tests/architectures.py; public decoders,
+tiny, from transformers.
 """
 
 from __future__ import annotations
@@ -35,23 +37,44 @@ from benchmarks.machine import machine
 from fxrebasin.capture import leaves_of
 from fxrebasin.evaluate import draw_inputs, draw_state, given_inputs
 
-DECODERS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "cohere", "granite",
-            "gpt2", "gpt_neox", "opt", "bloom", "falcon", "stablelm", "starcoder2", "mpt")
+DECODERS = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "phi3",
+    "olmo2",
+    "cohere",
+    "granite",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "bloom",
+    "falcon",
+    "stablelm",
+    "starcoder2",
+    "mpt",
+)
 RIGHT = 5  # random elements of each spec
 TRIALS = {"hiding": 40, "small": 16, "decoder": 10}  # spoiled alignments of each network of a kind
 
 HEAD = """# What `verify` accepts, and what it lets through
 
-Right alignments accepted: {accepted} of {right}. Spoiled ones (one site, two indices) that change the function and were
-missed: {missed} of {changing} ({missed_share:.1%}); on the example inputs alone {blind} ({blind_share:.1%}). Of {changing}
-caught or missed, the site was named in {named}. Command: `python benchmarks/verification.py`.
+Right alignments accepted: {accepted} of {right}. Spoiled ones (one site, two indices) that change the
+function and were missed: {missed} of {changing} ({missed_share:.1%}); on the example inputs alone {blind}
+({blind_share:.1%}). Of {changing} caught or missed, the site was named in {named}. Command: `python
+benchmarks/verification.py`.
 
 Machine: {machine}.
 
-*right*: random elements of the spec accepted. *caught*, *missed*: spoiled alignments that change what the module gives on
-drawn inputs, in float64. *blind*: of these, missed by a run on the example inputs alone (the control: `draws=0`).
-*harmless*: spoiled ones that do not change it; *refused*: of these, those that `verify` refuses all the same. *site*: of
-those caught, how often the exchanged tensor and axis were named. *error*: largest relative error of a right alignment.
+*right*: random elements of the spec accepted. *caught*, *missed*: spoiled alignments that change what the
+module gives on drawn inputs, in float64. *blind*: of these, missed by a run on the example inputs alone (the
+control: `draws=0`). *harmless*: spoiled ones that do not change it; *refused*: of these, those that `verify`
+refuses all the same. *site*: of those caught, how often the exchanged tensor and axis were named. *error*:
+largest relative error of a right alignment.
 
 | network | right | caught | missed | blind | harmless | refused | site | error | seconds for one |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
@@ -186,12 +209,27 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     whole = {name: row for name, row in rows.items() if "failed" not in row}
     total = {key: sum(row[key] for row in whole.values()) for key in ("right", "caught", "missed", "blind", "site")}
     changing = total["caught"] + total["missed"]
-    lines = [f"| {name} | {r['right']} of {RIGHT} | {r['caught']} | {r['missed']} | {r['blind']} | {r['harmless']} | "
-             f"{r['refused']} | {r['site']} | {r['error']:.1e} | {r['seconds']:.1f} |" for name, r in whole.items()]
+    lines = [
+        f"| {name} | {r['right']} of {RIGHT} | {r['caught']} | {r['missed']} | {r['blind']} | {r['harmless']} | "
+        f"{r['refused']} | {r['site']} | {r['error']:.1e} | {r['seconds']:.1f} |"
+        for name, r in whole.items()
+    ]
     lines += [f"| {name} | not measured: {row['failed']} | | | | | | | | |" for name, row in rows.items() if "failed" in row]
-    return HEAD.format(accepted=total["right"], right=RIGHT * len(rows), missed=total["missed"], changing=changing,
-                       missed_share=total["missed"] / max(1, changing), blind=total["blind"], named=total["site"],
-                       blind_share=total["blind"] / max(1, changing), machine=machine()) + "\n".join(lines) + "\n"
+    return (
+        HEAD.format(
+            accepted=total["right"],
+            right=RIGHT * len(rows),
+            missed=total["missed"],
+            changing=changing,
+            missed_share=total["missed"] / max(1, changing),
+            blind=total["blind"],
+            named=total["site"],
+            blind_share=total["blind"] / max(1, changing),
+            machine=machine(),
+        )
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Networks and example inputs that show little of what a network does, for tests of what shows all the same."""
+"""Networks and example inputs that show little of what a network does, for tests of what shows all the
+same."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -77,10 +78,21 @@ HIDING: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "equal inputs": (Layers, lambda: torch.ones(3, 8)),
     "the place of the largest output": (lambda: Layers(lambda y: y.argmax(-1)), lambda: torch.randn(4, 8)),
     "the signs of the outputs": (lambda: Layers(lambda y: y > 0), lambda: torch.randn(4, 8)),
-    "outputs masked with -1e9": (lambda: Layers(lambda y: y.masked_fill(PAD, -1e9)), lambda: torch.randn(4, 8)),
-    "outputs masked with -inf": (lambda: Layers(lambda y: y.masked_fill(PAD, -torch.inf)), lambda: torch.randn(4, 8)),
-    "one output of 1e6": (lambda: Layers(lambda y: torch.cat([y[:, :1] * 1e6, y[:, 1:] * 1e-6], -1)),
-                          lambda: torch.randn(4, 8)),
-    "all keys but one masked": (MaskedKeys, lambda: (torch.randn(2, 6, 8), torch.tensor([[True] + [False] * 5] * 2))),
+    "outputs masked with -1e9": (
+        lambda: Layers(lambda y: y.masked_fill(PAD, -1e9)),
+        lambda: torch.randn(4, 8),
+    ),
+    "outputs masked with -inf": (
+        lambda: Layers(lambda y: y.masked_fill(PAD, -torch.inf)),
+        lambda: torch.randn(4, 8),
+    ),
+    "one output of 1e6": (
+        lambda: Layers(lambda y: torch.cat([y[:, :1] * 1e6, y[:, 1:] * 1e-6], -1)),
+        lambda: torch.randn(4, 8),
+    ),
+    "all keys but one masked": (
+        MaskedKeys,
+        lambda: (torch.randn(2, 6, 8), torch.tensor([[True] + [False] * 5] * 2)),
+    ),
     "two tokens, eight experts": (Chosen, lambda: torch.randn(2, 8)),
 }

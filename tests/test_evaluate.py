@@ -59,10 +59,20 @@ def autocast(h):
 # == float64 =================================================================================================
 
 
-@pytest.mark.parametrize("between", [
-    through(torch.bfloat16), through(torch.float16), autocast, lambda h: torch.relu(h).half().type_as(h),
-    lambda h: torch.relu(h).float().bfloat16().double().to(h.dtype),
-    lambda h: torch.relu(h) * torch.softmax(h, -1, dtype=torch.bfloat16).sum(-1, keepdim=True, dtype=torch.float16)])
+@pytest.mark.parametrize(
+    "between",
+    [
+        through(torch.bfloat16),
+        through(torch.float16),
+        autocast,
+        lambda h: torch.relu(h).half().type_as(h),
+        lambda h: torch.relu(h).float().bfloat16().double().to(h.dtype),
+        lambda h: (
+            torch.relu(h)
+            * torch.softmax(h, -1, dtype=torch.bfloat16).sum(-1, keepdim=True, dtype=torch.float16)
+        ),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_casts_are_lifted(between, dtype):
     module, x = Net(between, dtype=dtype), torch.randn(3, 5, dtype=dtype)
@@ -163,14 +173,25 @@ def test_what_is_missing_is_said():
 # == rounding ================================================================================================
 
 
-@pytest.mark.parametrize("last", [
-    lambda y: y.masked_fill(torch.tensor([True, False, False, False]), -math.inf),
-    lambda y: y.masked_fill(torch.tensor([True, False, False, False]), -1e9),
-    lambda y: y + torch.tensor([torch.finfo(torch.float32).min, 0., 0., 0.]),
-    lambda y: y * torch.tensor([1e9, 1., 1e-6, 1e-9]),  # one large element beside small ones
-    lambda y: torch.log(y), lambda y: y.argmax(-1), lambda y: y > 0, lambda y: y.topk(2).indices,
-    lambda y: (y.sum(-1, keepdim=True) - y[:, :1] - y[:, 1:2] - y[:, 2:3] - y[:, 3:]) * 1e9 + y.sum(-1, keepdim=True),
-    lambda y: (y * 50).softmax(-1).round(), lambda y: y - y])
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda y: y.masked_fill(torch.tensor([True, False, False, False]), -math.inf),
+        lambda y: y.masked_fill(torch.tensor([True, False, False, False]), -1e9),
+        lambda y: y + torch.tensor([torch.finfo(torch.float32).min, 0.0, 0.0, 0.0]),
+        lambda y: y * torch.tensor([1e9, 1.0, 1e-6, 1e-9]),  # one large element beside small ones
+        lambda y: torch.log(y),
+        lambda y: y.argmax(-1),
+        lambda y: y > 0,
+        lambda y: y.topk(2).indices,
+        lambda y: (
+            (y.sum(-1, keepdim=True) - y[:, :1] - y[:, 1:2] - y[:, 2:3] - y[:, 3:]) * 1e9
+            + y.sum(-1, keepdim=True)
+        ),
+        lambda y: (y * 50).softmax(-1).round(),
+        lambda y: y - y,
+    ],
+)
 def test_right_and_wrong(last):
     """A change of one small element is seen beside large, masked and infinite ones; rounding is not one."""
     module, x = Net(last=last), torch.randn(7, 5)

@@ -1,4 +1,5 @@
-"""Verification of modules of many kinds, and of alignments spoiled at one site where the example shows little."""
+"""Verification of modules of many kinds, and of alignments spoiled at one site where the example shows
+little."""
 from __future__ import annotations
 
 import copy
@@ -101,17 +102,25 @@ KINDS = {
     "autocast": (lambda: Inside(autocast), X),
     "norm in float32": (lambda: Inside(normed_in_float32).double(), X.double()),
     "bfloat16": (lambda: mlp().bfloat16(), X.bfloat16()),
-    "old weight norm": (lambda: called(nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 6)), nn.Linear(6, 3)), X), X),
+    "old weight norm": (
+        lambda: called(nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 6)), nn.Linear(6, 3)), X),
+        X,
+    ),
     "prune": (pruned, X),
     "a list of arguments": (mlp, [X]),
     "a list as argument and result": (lambda: Inside(lambda m, xs: [m(x) for x in xs]), ([X, X + 1],)),
     "dataclasses": (lambda: Inside(lambda m, b: Answer(m(b.x) * b.scale, (b.x,))), {"x": Batch(X)}),
     "complex parameters": (Complex, X),
     "writes": (Writes, X),
-    "infinite outputs": (lambda: Inside(lambda m, x: torch.log(m(x)).masked_fill(X[:, :4] > 1, -torch.inf)), X),
+    "infinite outputs": (
+        lambda: Inside(lambda m, x: torch.log(m(x)).masked_fill(X[:, :4] > 1, -torch.inf)),
+        X,
+    ),
     "random numbers": (lambda: Inside(lambda m, x: m(x) + torch.rand(4)), X),
-    "attention": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
-                  {"src": torch.randn(2, 5, 8), "src_key_padding_mask": torch.arange(5) > torch.tensor([[4], [2]])}),
+    "attention": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+        {"src": torch.randn(2, 5, 8), "src_key_padding_mask": torch.arange(5) > torch.tensor([[4], [2]])},
+    ),
 }
 
 
@@ -137,7 +146,8 @@ def test_right_alignments_are_accepted(name):
 
 @pytest.mark.parametrize("name", HIDING)
 def test_what_the_example_hides_is_seen(name):
-    """Two indices exchanged at one site: every one that changes the module on other inputs is refused, with the site."""
+    """Two indices exchanged at one site: every one that changes the module on other inputs is refused, with
+    the site."""
     torch.manual_seed(0)
     make, example = HIDING[name]
     module, inputs = make().eval(), example()
@@ -166,6 +176,17 @@ def test_without_draws_less_is_seen():
     with pytest.raises(fxr.NotEquivalentError, match=r"weights random \d, inputs ordinary\), caused by group 'a.weight:0' at "
                                                      r"b.weight axis 1: do not"):
         fxr.verify(module, inputs, alignment)
+
+
+def test_nothing_seen_is_no_evidence():
+    module = Inside(lambda m, x: m(x) * float("nan"))
+    alignment = fxr.infer(module, X).random(0)
+    with pytest.raises(fxr.NotEquivalentError, match="nothing can be said of the alignment: in every run") as caught:
+        fxr.verify(module, X, alignment)
+    assert not caught.value.evidence.equivalent and "shows nothing" in str(caught.value.evidence)
+    chaos = Inside(lambda m, x: torch.sin(m(x) * 1e30))
+    with pytest.raises(fxr.NotEquivalentError, match="nothing but rounding"):
+        fxr.verify(chaos, X, fxr.infer(chaos, X).random(0))
 
 
 def test_what_the_graph_does_not_show():
@@ -238,8 +259,12 @@ def test_a_wrong_group_is_traced_to_its_site():
                                                  for axes in spec.layouts["2.weight"])}
     sites = tuple(site for site in group.sites if site.tensor != "2.weight")
     wrong = dataclasses.replace(
-        spec, layouts=layouts, sizes={**spec.sizes, "loose": 12}, reasons={**spec.reasons, "loose": "forgotten"},
-        groups={name: dataclasses.replace(group, sites=sites)})
+        spec,
+        layouts=layouts,
+        sizes={**spec.sizes, "loose": 12},
+        reasons={**spec.reasons, "loose": "forgotten"},
+        groups={name: dataclasses.replace(group, sites=sites)},
+    )
     with pytest.raises(fxr.NotEquivalentError) as caught:
         fxr.verify(module, X, wrong.random(0))
     assert caught.value.evidence.offending == (name,)

@@ -18,5 +18,15 @@ from .trial import Comparison, Trial
 from .weights import draw_state
 from .wide import Outcome, evaluate
 
-__all__ = ["Comparison", "Gap", "KINDS", "Outcome", "ROUNDING", "Trial", "draw_inputs", "draw_state", "evaluate",
-           "given_inputs"]
+__all__ = [
+    "Comparison",
+    "Gap",
+    "KINDS",
+    "Outcome",
+    "ROUNDING",
+    "Trial",
+    "draw_inputs",
+    "draw_state",
+    "evaluate",
+    "given_inputs",
+]

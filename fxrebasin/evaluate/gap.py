@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MASKED = -1e4  # what is pushed down that far is masked out, and says nothing about the size of the other outputs
+MASKED = -1e4  # what is pushed down that far is masked out, and no measure of the other outputs
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Gap:
     """How far one output is from where it was.
 
     absolute  largest difference
-    relative  largest difference relative to the largest magnitude of the output; masked elements (below -10,000) are
-              taken apart, each relative to itself
+    relative  largest difference relative to the largest magnitude of the output; masked elements (below
+              -10,000) are taken apart, each relative to itself
     excess    largest quotient of a difference and what rounding may make there; above 1, it is no rounding
     elements  how many elements are above 1;  of: how many there are
     place     index of the element with the largest excess
@@ -32,8 +32,8 @@ class Gap:
 def gap_between(before: Tensor, after: Tensor, limit: Tensor) -> Gap:
     """The gap of two results of one shape.
 
-    limit  for each element what rounding may make there; infinity where rounding decides all, such as the place of the
-           larger one of two equal scores
+    limit  for each element what rounding may make there; infinity where rounding decides all, such as the
+           place of the larger one of two equal scores
 
     NaN and infinities must be where they were; whole numbers and truth values must be equal.
     """

@@ -9,8 +9,9 @@ def grouped_product(a: Tensor, b: Tensor, ends: Tensor | None = None, bias: Tens
                     out_dtype: torch.dtype | None = None) -> Tensor:
     """`aten._grouped_mm`: a (rows, k) or (groups, rows, k), b (k, columns) or (groups, k, columns).
 
-    ends  where each group ends, along the one dimension that a two-dimensional argument has cut in groups: the rows of
-          a, the columns of b, or k if both are two-dimensional. Rows and columns beyond the last end are zero.
+    ends  where each group ends, along the one dimension that a two-dimensional argument has cut in groups:
+          the rows of a, the columns of b, or k if both are two-dimensional. Rows and columns beyond the last
+          end are zero.
     """
     if a.ndim == b.ndim == 3:
         product = a @ b

@@ -24,13 +24,15 @@ def draw_inputs(program: Program, examples: Sequence[Mapping[str, Tensor]], seed
                 kind: str = "ordinary") -> dict[str, Tensor]:
     """Inputs by path, for `evaluate`.
 
-    examples  one or several sets of inputs by path; tensors without numbers (on the meta device) have shapes only
-    kind      of the floating-point ones: "ordinary", "zeros", "duplicates" (rows and places that are equal), "large"
+    examples  one or several sets of inputs by path; tensors without numbers (on the meta device) have shapes
+              only
+    kind      of the floating-point ones: "ordinary", "zeros", "duplicates" (rows and places that are equal),
+              "large"
 
-    Whole numbers are drawn from those that a table has entries for, if they look something up in one, else from the
-    range of the examples; masks (truth values, or nothing but 0 and 1) are all true for even seeds, and mixed for odd
-    ones; masks that are added (nothing but 0 and one large negative number) likewise. With "zeros", whole numbers are
-    the least ones, with "duplicates" places are equal.
+    Whole numbers are drawn from those that a table has entries for, if they look something up in one, else
+    from the range of the examples; masks (truth values, or nothing but 0 and 1) are all true for even seeds,
+    and mixed for odd ones; masks that are added (nothing but 0 and one large negative number) likewise. With
+    "zeros", whole numbers are the least ones, with "duplicates" places are equal.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of inputs {kind!r}: one of {', '.join(KINDS)}")
@@ -58,8 +60,8 @@ def _draw(shape: tuple[int, ...], dtype: torch.dtype, seen: Tensor, table: int |
 
 
 def _is_mask(values: Tensor) -> bool:
-    """Whether different numbers are 0 and 1, or 0 and one that pushes scores down; for floating-point ones both must
-    be there."""
+    """Whether different numbers are 0 and 1, or 0 and one that pushes scores down; for floating-point ones
+    both must be there."""
     if len(values) == 2 and values.is_floating_point() and float(values[1]) == 0 and float(values[0]) <= -1e4:
         return True
     both = len(values) == 2 if values.is_floating_point() else len(values) > 0
@@ -104,7 +106,8 @@ def _duplicated(numbers: Tensor, generator: torch.Generator) -> Tensor:
     """Rows that are equal to other rows, and, along the second dimension, places to other places."""
     for d in range(min(2, numbers.ndim)):
         n = numbers.shape[d]
-        numbers = numbers.index_select(d, torch.randint(max(1, (n + 1) // 2), (n,), generator=generator)) if n else numbers
+        places = torch.randint(max(1, (n + 1) // 2), (n,), generator=generator)
+        numbers = numbers.index_select(d, places) if n else numbers
     return numbers
 
 
@@ -125,5 +128,7 @@ def _tables(program: Program) -> dict[str, int]:
     return found
 
 
-_UNCHANGED = frozenset("alias clone contiguous detach expand permute reshape select slice squeeze t to _to_copy transpose "
-                       "unsqueeze view _unsafe_view".split())
+_UNCHANGED = frozenset(
+    "alias clone contiguous detach expand permute reshape select slice squeeze t to _to_copy transpose "
+    "unsqueeze view _unsafe_view".split()
+)

@@ -1,10 +1,10 @@
 """Rounding noise, measured: the program with every rounded number off by a little.
 
-Whatever a permutation does to rounding (another order of summation, say) is an error of some few units in the last
-place of the numbers on the way. So the outputs of two equal networks differ by less than what changes of ROUNDING make
-of them; a number that is nearly zero by cancellation, or a choice between nearly equal scores, differs by as much as
-its own network makes of these changes, however small other outputs are. It is Monte Carlo arithmetic (Parker, 1997) at
-4,096 units in the last place.
+Whatever a permutation does to rounding (another order of summation, say) is an error of some few units in the
+last place of the numbers on the way. So the outputs of two equal networks differ by less than what changes of
+ROUNDING make of them; a number that is nearly zero by cancellation, or a choice between nearly equal scores,
+differs by as much as its own network makes of these changes, however small other outputs are. It is Monte
+Carlo arithmetic (Parker, 1997) at 4,096 units in the last place.
 """
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _TINY = 1e-290  # tells equal numbers apart, and changes no other
 
 
 class Shaken(Wide):
-    """A run in which every number that descends from the state and is rounded, the state's own included, is off by a
-    factor between 1 - size and 1 + size."""
+    """A run in which every number that descends from the state and is rounded, the state's own included, is
+    off by a factor between 1 - size and 1 + size."""
 
     def __init__(self, program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor], seed: int,
                  size: float = ROUNDING):

@@ -15,13 +15,15 @@ from .wide import EPS, Outcome, evaluate, widened
 
 RUNS = (2, 6, 16)  # shaken runs: as many as a difference needs to be explained, at most the last
 SLACK = 8.0  # a few runs find about the largest change: errors may add up in a way that no run tried
+_SHOWN = 1e-3  # a number that may be off by more than this part of itself shows nothing
 FAR = 1e6  # no further run explains a difference so many times larger than what the first ones made
 Move = Callable[[str, Tensor], Tensor]  # (path, output) -> the output as it should be
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The gap of each output by path; numbers that an output of places was read off stand as `path (scores)`."""
+    """The gap of each output by path; numbers that an output of places was read off stand as `path
+    (scores)`."""
     gaps: Mapping[str, Gap]
 
     @property
@@ -31,8 +33,8 @@ class Comparison:
 
     @property
     def where(self) -> str:
-        """Path of the output with the largest relative error, among those that differ by more than rounding if there
-        are any."""
+        """Path of the output with the largest relative error, among those that differ by more than rounding
+        if there are any."""
         return max(self.gaps, key=lambda path: (self.gaps[path].excess > 1, self.gaps[path].relative), default="")
 
     @property
@@ -69,8 +71,8 @@ class Trial:
         return self.beside(evaluate(self.program, state, self.inputs, self.seed), moved)
 
     def beside(self, after: Outcome, moved: Move | None = None) -> Comparison:
-        """The same for a result that is there already. A difference that rounding does not explain at once is given
-        more shaken runs."""
+        """The same for a result that is there already. A difference that rounding does not explain at once is
+        given more shaken runs."""
         gaps: dict[str, Gap] = {}
         for runs in (0, *RUNS):
             gaps = self._gaps(after, self.limits(runs), moved)
@@ -80,8 +82,9 @@ class Trial:
         return Comparison(gaps)
 
     def limits(self, runs: int = RUNS[0]) -> dict[str, Tensor]:
-        """For each element of each result the largest difference that rounding may make, from at least so many shaken
-        runs: at least `size` of the element itself; infinity where a run made another kind of number."""
+        """For each element of each result the largest difference that rounding may make, from at least so
+        many shaken runs: at least `size` of the element itself; infinity where a run made another kind of
+        number."""
         if not self._limits:
             self._limits = {path: _least(value, self.size) for path, value in _results(self.before).items()}
         for seed in range(self._runs, runs):
@@ -92,11 +95,23 @@ class Trial:
         return self._limits
 
     @property
+    def shows(self) -> bool:
+        """Whether some element of an output is a number, and larger than what counts as rounding in it."""
+        limits = self.limits(0)
+        return any(bool((torch.isfinite(limits[path]) & (value == value) & (limits[path] <= _SHOWN * value.abs())).any())
+                   if value.is_floating_point() or value.is_complex() else bool(torch.isfinite(limits[path]).any())
+                   for path, value in self.before.outputs.items())
+
+    @property
     def noise(self) -> float:
-        """How far rounding of 53 bits moves the outputs, relative to the largest magnitude of each: the worst."""
+        """How far rounding of 53 bits moves the outputs, relative to the largest magnitude of each: the
+        worst."""
         limits = self.limits()
-        found = [_largest(limits[path]) / max(_largest(value.abs()), torch.finfo(torch.float64).tiny)
-                 for path, value in self.before.outputs.items() if value.is_floating_point() or value.is_complex()]
+        found = [
+            _largest(limits[path]) / max(_largest(value.abs()), torch.finfo(torch.float64).tiny)
+            for path, value in self.before.outputs.items()
+            if value.is_floating_point() or value.is_complex()
+        ]
         return max(found, default=0.0) / SLACK * EPS / self.size
 
     def _gaps(self, after: Outcome, limits: Mapping[str, Tensor], moved: Move | None) -> dict[str, Gap]:
@@ -113,7 +128,8 @@ def _results(outcome: Outcome) -> dict[str, Tensor]:
 
 
 def _least(value: Tensor, size: float) -> Tensor:
-    """What rounding may do to a number at least. Zero stays zero, and so do whole numbers and truth values."""
+    """What rounding may do to a number at least. Zero stays zero, and so do whole numbers and truth
+    values."""
     if value.is_floating_point() or value.is_complex():
         return size * value.abs().to(torch.float64).nan_to_num(0.0, posinf=0.0)
     return torch.zeros(value.shape, dtype=torch.float64, device=value.device)

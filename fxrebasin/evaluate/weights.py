@@ -1,7 +1,7 @@
 """Random states: any numbers will do for a claim about all states, but in some of them nothing can be seen.
 
-Units must be on for some inputs and off for others, scores apart, variances positive, and signals neither die nor grow
-from layer to layer. What is drawn is of the kind of the tensor at hand where there is one.
+Units must be on for some inputs and off for others, scores apart, variances positive, and signals neither die
+nor grow from layer to layer. What is drawn is of the kind of the tensor at hand where there is one.
 """
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _KEPT = 2  # a tensor of so many different numbers, at most, is a mask or a tabl
 
 def draw_state(program: Program, seed: int, like: Mapping[str, Any] | None = None,
                keep: Collection[str] = ()) -> dict[str, Any]:
-    """A random state in float64 for all names of the program's state, on the CPU; tied tensors are one tensor.
+    """A random state in float64 for all names of the program's state, on the CPU; tied tensors are one
+    tensor.
 
-    like  a state dict whose tensors tell what each is (positive numbers, a mask); entries that are no part of the
-          program's state, and infinite numbers, are taken from it. None: from the operations alone
+    like  a state dict whose tensors tell what each is (positive numbers, a mask); entries that are no part of
+          the program's state, and infinite numbers, are taken from it. None: from the operations alone
     keep  names of tensors that stay as `like` has them
     """
     generator = torch.Generator().manual_seed(seed)
@@ -53,10 +54,12 @@ def _known(tensor: Any) -> Tensor | None:
     return widened(tensor.detach()).cpu() if is_there else None
 
 
-def _draw(shape: tuple[int, ...], own: Tensor | None, positive: bool, gain: float, generator: torch.Generator) -> Tensor:
+def _draw(
+    shape: tuple[int, ...], own: Tensor | None, positive: bool, gain: float, generator: torch.Generator
+) -> Tensor:
     if own is not None and own.is_complex():
-        parts = torch.randn((2, *shape), generator=generator, dtype=torch.float64) * gain / math.sqrt(2 * _fan_in(shape))
-        return torch.complex(parts[0], parts[1])
+        parts = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
+        return torch.complex(*(parts * gain / math.sqrt(2 * _fan_in(shape))))
     level = _level(own)
     if positive or level > 0:
         return max(level, 0.1) * (0.5 + torch.rand(shape, generator=generator, dtype=torch.float64))
@@ -73,8 +76,8 @@ def _level(own: Tensor | None) -> float:
 
 
 def _fan_in(shape: tuple[int, ...]) -> int:
-    """How many numbers a sum over a weight's inputs has, about: the layout of a weight is not known. A packed weight
-    of experts (experts, units, inputs) must not count as a convolution over its units."""
+    """How many numbers a sum over a weight's inputs has, about: the layout of a weight is not known. A packed
+    weight of experts (experts, units, inputs) must not count as a convolution over its units."""
     inner = shape[1:]
     return max(1, math.prod(inner) if len(shape) != 3 else max(inner)) if inner else 1
 

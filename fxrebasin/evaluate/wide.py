@@ -1,7 +1,7 @@
 """A program in float64: constants, inputs and state widened, casts to fewer bits lifted.
 
-A network that computes its norms in float32 is the same network in float64; what it rounds on the way says nothing
-about the function, and would hide small changes of it.
+A network that computes its norms in float32 is the same network in float64; what it rounds on the way says
+nothing about the function, and would hide small changes of it.
 """
 from __future__ import annotations
 
@@ -34,14 +34,17 @@ class Outcome:
     scores: dict[str, Tensor]
 
 
-def evaluate(program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor], seed: int = 0) -> Outcome:
+def evaluate(
+    program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor], seed: int = 0
+) -> Outcome:
     """Runs the program in float64, on copies.
 
     state   the tensors of a state dict of the module, of any dtypes
     inputs  path -> tensor, as `given_inputs` makes them
     seed    of random numbers that the network draws
 
-    Raises StateError for missing tensors, CaptureError for a constant without a value or if an operation fails.
+    Raises StateError for missing tensors, CaptureError for a constant without a value or if an operation
+    fails.
     """
     return Wide(program, state, inputs).outcome(seed)
 
@@ -163,12 +166,15 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 _TRUTHS = frozenset("eq ge gt le lt ne".split())
 _PLACES = frozenset("argmax argmin max median min mode sign sort topk".split())
-_MOVING = frozenset("alias clone contiguous detach getitem permute reshape squeeze t to _to_copy transpose unsqueeze view "
-                    "_unsafe_view".split())  # all of the numbers stay: one that is left out may be free to move
+_MOVING = frozenset(
+    "alias clone contiguous detach getitem permute reshape squeeze t to _to_copy transpose unsqueeze view "
+    "_unsafe_view".split()
+)  # all of the numbers stay: one that is left out may be free to move
 
 
 def _read_off(program: Program) -> dict[str, fx.Node]:
-    """For each output of whole numbers or truth values that is read straight off numbers: the node that reads."""
+    """For each output of whole numbers or truth values that is read straight off numbers: the node that
+    reads."""
     found = {}
     for output in program.outputs:
         node = output.node

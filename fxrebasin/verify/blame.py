@@ -25,8 +25,9 @@ class Blame:
 def blame(trial: Trial, alignment: Alignment, moved: Mapping[str, Tensor], move: Move | None) -> Blame:
     """Traces a break at a trial's state.
 
-    moved  what the alignment made of that state; where it is not what the alignment's permutations say (its `apply` does
-           more, or was tampered with), the tensors that differ are tried one by one. Then the groups are.
+    moved  what the alignment made of that state; where it is not what the alignment's permutations say (its
+           `apply` does more, or was tampered with), the tensors that differ are tried one by one. Then the
+           groups are.
     """
     plain = Alignment(alignment.spec, alignment.permutations)
     expected = plain.apply(trial.state)

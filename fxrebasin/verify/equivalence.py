@@ -1,8 +1,8 @@
 """Exact equivalence of two checkpoints: is one the other, permuted, number for number?
 
-The search matches *which numbers are equal*, not how large they are: every number is replaced by a pseudo-random one
-that depends on it alone. So a state at any scale is a planted permutation of Gaussian-like weights, which matching
-finds best, and gains near 1 or large statistics count no more than other numbers.
+The search matches *which numbers are equal*, not how large they are: every number is replaced by a
+pseudo-random one that depends on it alone. So a state at any scale is a planted permutation of Gaussian-like
+weights, which matching finds best, and gains near 1 or large statistics count no more than other numbers.
 """
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _FACTORS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)  # of SplitMix64 (Steele, 
 def find_equivalence(spec: Spec, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Alignment | None:
     """The alignment that makes state `a` exactly equal to state `b`, or None if none was found.
 
-    Numbers are compared as numbers, whatever the types that hold them: float16 and float32 states can be equal, and 0.0
-    and -0.0 are one number. What no alignment moves (whole numbers, truth values, parameters that overlap others, extra
-    state) must be equal as it is.
+    Numbers are compared as numbers, whatever the types that hold them: float16 and float32 states can be
+    equal, and 0.0 and -0.0 are one number. What no alignment moves (whole numbers, truth values, parameters
+    that overlap others, extra state) must be equal as it is.
 
-    An alignment that is returned is a proof: applied to `a` it gives `b`, number for number. None is a proof where the
-    numbers of some tensor are not those of the other state in another order, or an entry that does not move differs. Else
-    it is not, though where the numbers of a layer are all different nothing is missed. Raises StateError if a state does
-    not fit the spec.
+    An alignment that is returned is a proof: applied to `a` it gives `b`, number for number. None is a proof
+    where the numbers of some tensor are not those of the other state in another order, or an entry that does
+    not move differs. Else it is not, though where the numbers of a layer are all different nothing is missed.
+    Raises StateError if a state does not fit the spec.
     """
     a, b = fitted(spec, a, "the first state")[0], fitted(spec, b, "the second state")[0]
     spec.check(a, "the first state")
@@ -42,8 +42,13 @@ def find_equivalence(spec: Spec, a: Mapping[str, Tensor], b: Mapping[str, Tensor
     codes = [{name: _codes(state[name]) for name in spec.names} for state in (a, b)]
     if _sums(spec, codes[0]) != _sums(spec, codes[1]):
         return None
-    features = [{**{name: state[name] for name in spec.passed if name in state},
-                 **{name: _features(code) for name, code in found.items()}} for state, found in zip((a, b), codes)]
+    features = [
+        {
+            **{name: state[name] for name in spec.passed if name in state},
+            **{name: _features(code) for name, code in found.items()},
+        }
+        for state, found in zip((a, b), codes)
+    ]
     for effort in _EFFORTS:
         alignment = match(spec, *features, effort=effort, objective="all")
         moved = alignment.apply(a)
@@ -53,8 +58,8 @@ def find_equivalence(spec: Spec, a: Mapping[str, Tensor], b: Mapping[str, Tensor
 
 
 def _codes(tensor: Tensor) -> Tensor:
-    """A 64-bit code for each number: equal for equal numbers of any floating-point types, zeros of both signs included,
-    and otherwise as good as random."""
+    """A 64-bit code for each number: equal for equal numbers of any floating-point types, zeros of both signs
+    included, and otherwise as good as random."""
     if tensor.is_complex():
         real, imaginary = (_codes(part) for part in torch.view_as_real(tensor.detach().resolve_conj()).unbind(-1))
         return _mixed(real * 3 + imaginary)

@@ -21,7 +21,7 @@ class Run:
     precision  "float64" (the captured program), or "own" (the module itself, as it is)
     max_abs, max_rel, where   largest errors, as in Evidence
     excess     the largest quotient of an element's error and the rounding noise that counts as none there
-    seen       whether the outputs are numbers at all
+    seen       whether some output is a number, and more than rounding
     holds      whether no element differs by more than its noise
     """
     weights: str
@@ -36,24 +36,36 @@ class Run:
 
     @classmethod
     def of(cls, comparison: Comparison, weights: str, inputs: str, precision: str, seen: bool = True) -> Run:
-        return cls(weights, inputs, precision, comparison.absolute, comparison.relative, comparison.where,
-                   max((gap.excess for gap in comparison.gaps.values()), default=0.0), seen, not comparison.breaks)
+        return cls(
+            weights,
+            inputs,
+            precision,
+            comparison.absolute,
+            comparison.relative,
+            comparison.where,
+            max((gap.excess for gap in comparison.gaps.values()), default=0.0),
+            seen,
+            not comparison.breaks,
+        )
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured: how far the outputs of the permuted network are from those of the original, in float64.
+    """What was measured: how far the outputs of the permuted network are from those of the original, in
+    float64.
 
-    The figures are those of the run on the state and the inputs given; if that one holds and another does not, of the
-    other one.
+    The figures are those of the run on the state and the inputs given; if that one holds and another does
+    not, of the other one.
 
     max_abs, max_rel  largest absolute error; the same relative to the largest magnitude of that output
     where             path of the output with the largest relative error
     outputs           path -> (absolute, relative) error
-    tolerance         the largest relative error allowed on the state and the inputs given, if one was asked for
+    tolerance         the largest relative error allowed on the state and the inputs given, if one was asked
+                      for
     offending         groups that change the function when they alone are permuted
-    sites             (tensor, axis) at which the function breaks: of an offending group, or of a tensor that the
-                      alignment does not permute as its groups say (axis None: no order of any axis explains it)
+    sites             (tensor, axis) at which the function breaks: of an offending group, or of a tensor that
+                      the alignment does not permute as its groups say (axis None: no order of any axis
+                      explains it)
     noise             how far rounding alone moves the outputs of that run, relative
     runs              every comparison that was made
     notes             what could not be tried, and why
@@ -71,8 +83,10 @@ class Evidence:
 
     @property
     def equivalent(self) -> bool:
-        """Whether every run holds."""
-        return all(run.holds for run in self.runs) if self.runs else self.max_rel <= self.tolerance
+        """Whether every run holds, and one of them shows something."""
+        if not self.runs:
+            return self.max_rel <= self.tolerance
+        return all(run.holds for run in self.runs) and any(run.seen for run in self.runs)
 
     @property
     def headline(self) -> str:
@@ -87,9 +101,19 @@ class Evidence:
     def __str__(self) -> str:
         """The headline, a table of the runs, and the notes."""
         rows = [("weights", "inputs", "precision", "absolute", "relative", "of noise allowed", "output", "")]
-        rows += [(run.weights, run.inputs, run.precision, f"{run.max_abs:.1e}", f"{run.max_rel:.1e}",
-                  f"{run.excess:.1e}", run.where, ("" if run.seen else "shows nothing") if run.holds else "BREAKS")
-                 for run in self.runs]
+        rows += [
+            (
+                run.weights,
+                run.inputs,
+                run.precision,
+                f"{run.max_abs:.1e}",
+                f"{run.max_rel:.1e}",
+                f"{run.excess:.1e}",
+                run.where,
+                ("" if run.seen else "shows nothing") if run.holds else "BREAKS",
+            )
+            for run in self.runs
+        ]
         widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
         lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         return "\n".join([self.headline, *(lines if self.runs else ()), *(f"note: {note}" for note in self.notes)])

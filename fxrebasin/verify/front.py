@@ -27,22 +27,24 @@ SIZES = ((3_000_000, 12), (30_000_000, 6), (1_000_000_000, 2))  # so many number
 def verify(model: nn.Module | ExportedProgram | Program, example_inputs: Any, alignment: Alignment, *,
            state: Mapping[str, Tensor] | None = None, tolerance: float | None = None,
            draws: int | None = None) -> Evidence:
-    """Whether an alignment keeps the function: the captured program in float64, casts to fewer bits lifted, at a state
-    and at what `alignment.apply` makes of it.
+    """Whether an alignment keeps the function: the captured program in float64, casts to fewer bits lifted,
+    at a state and at what `alignment.apply` makes of it.
 
-    model           the module; or what was captured from it already, which is then not compared with the module
+    model           the module; or what was captured from it already, which is then not compared with the
+                    module
     example_inputs  as for `infer`
     state           to use instead of the model's own
-    tolerance       the largest error allowed on this state and these inputs, relative to the largest magnitude of an
-                    output. By default the network's own rounding noise decides, element by element
-    draws           how many states and inputs are drawn besides: weights that are shut, masked or not chosen on the
-                    example show on others. By default up to 12, fewer for large networks; 0 for none
+    tolerance       the largest error allowed on this state and these inputs, relative to the largest
+                    magnitude of an output. By default the network's own rounding noise decides, element by
+                    element
+    draws           how many states and inputs are drawn besides: weights that are shut, masked or not chosen
+                    on the example show on others. By default up to 12, fewer for large networks; 0 for none
 
     The module itself is run, too, in its own precision, with both states: it must be what was captured.
 
-    Returns Evidence. Raises NotEquivalentError, with the groups and the sites that break the function and the evidence
-    as `.evidence`, if an output changes by more than rounding; CaptureError if the module cannot be captured, does not
-    run on the inputs, or is not what was captured; StateError if the state does not fit.
+    Returns Evidence. Raises NotEquivalentError, with the groups and the sites that break the function and the
+    evidence as `.evidence`, if an output changes by more than rounding; CaptureError if the module cannot be
+    captured, does not run on the inputs, or is not what was captured; StateError if the state does not fit.
     """
     if not isinstance(model, nn.Module) and state is None:
         state = model.state_dict if isinstance(model, ExportedProgram) else None
@@ -56,6 +58,9 @@ def verify(model: nn.Module | ExportedProgram | Program, example_inputs: Any, al
         evidence = judge.module(evidence, model, example_inputs, moved)
     for weights, kind, seed in _planned(program if draws is None else draws):
         evidence = judge.drawn(evidence, weights, kind, seed)
+    if not evidence.equivalent:
+        raise NotEquivalentError("nothing can be said of the alignment: in every run all outputs are zero, NaN, "
+                                 "infinite, or nothing but rounding; give inputs and a state that show more", evidence)
     return evidence
 
 
@@ -86,7 +91,7 @@ class _Judge:
         """On the state and the inputs given."""
         trial = Trial(self.program, self.own, self.inputs)
         comparison = trial.compare(moved, self.move)
-        run = Run.of(comparison, "own", "given", "float64", _seen(trial))
+        run = Run.of(comparison, "own", "given", "float64", trial.shows)
         if self.tolerance is not None:
             run = replace(run, holds=run.holds and run.max_rel <= self.tolerance)
         evidence = _evidence(comparison, trial, run, self.tolerance)
@@ -103,7 +108,7 @@ class _Judge:
             return replace(evidence, notes=(*evidence.notes, f"weights {label}, inputs {kind}: {error}"))
         moved = _applied(self.alignment, trial.state)
         comparison = trial.compare(moved, self.move)
-        run = Run.of(comparison, label, kind, "float64", _seen(trial))
+        run = Run.of(comparison, label, kind, "float64", trial.shows)
         if run.holds:
             return replace(evidence, runs=(*evidence.runs, run))
         worse = _evidence(comparison, trial, run, self.tolerance)
@@ -133,10 +138,13 @@ class _Judge:
             return evidence
         errors = {path: (gap.absolute, gap.relative) for path, gap in comparison.gaps.items()}
         evidence = replace(evidence, max_abs=run.max_abs, max_rel=run.max_rel, where=run.where, outputs=errors)
-        raise NotEquivalentError(f"the alignment changes the function: output {run.where!r} of the module itself "
-                                 f"differs by {run.max_rel:.1e} relative in its own precision, though that of the "
-                                 "captured graph does not: the module does something that the graph does not show; "
-                                 "do not use the alignment for transport", evidence)
+        raise NotEquivalentError(
+            f"the alignment changes the function: output {run.where!r} of the module itself "
+            f"differs by {run.max_rel:.1e} relative in its own precision, though that of the "
+            "captured graph does not: the module does something that the graph does not show; "
+            "do not use the alignment for transport",
+            evidence,
+        )
 
     def _module_gaps(self, trial: Trial, after: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> Comparison:
         if self.move is None:
@@ -150,9 +158,12 @@ class _Judge:
         evidence = replace(evidence, offending=found.groups, sites=found.sites)
         run = evidence.runs[-1]
         on = "" if (run.weights, run.inputs) == ("own", "given") else f" (weights {run.weights}, inputs {run.inputs})"
-        raise NotEquivalentError(f"the alignment changes the function: output {evidence.where!r} differs by "
-                                 f"{evidence.max_rel:.1e} relative in float64{on}, caused by {_words(found)}: do not "
-                                 "use it for transport", evidence)
+        raise NotEquivalentError(
+            f"the alignment changes the function: output {evidence.where!r} differs by "
+            f"{evidence.max_rel:.1e} relative in float64{on}, caused by {_words(found)}: do not "
+            "use it for transport",
+            evidence,
+        )
 
 
 def _applied(alignment: Alignment, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,14 +172,17 @@ def _applied(alignment: Alignment, state: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in state.items():
         other = moved.get(name)
         if isinstance(value, Tensor) and not (isinstance(other, Tensor) and other.shape == value.shape):
-            raise StateError(f"the alignment makes of {name!r} "
-                             f"{f'shape {tuple(other.shape)}' if isinstance(other, Tensor) else 'nothing'}, not shape "
-                             f"{tuple(value.shape)}: its `apply` does not return a state of this model")
+            raise StateError(
+                f"the alignment makes of {name!r} "
+                f"{f'shape {tuple(other.shape)}' if isinstance(other, Tensor) else 'nothing'}, not shape "
+                f"{tuple(value.shape)}: its `apply` does not return a state of this model"
+            )
     return moved
 
 
 def _check_constants(program: Program, state: Mapping[str, Any]) -> None:
-    """Raises StateError if the state has other numbers than the program where these are part of the program."""
+    """Raises StateError if the state has other numbers than the program where these are part of the
+    program."""
     for source in program.sources.values():
         value = state.get(source.name) if source.kind == "constant" else None
         if isinstance(value, Tensor) and source.value is not None and not value.is_meta and not (
@@ -183,25 +197,22 @@ def _evidence(comparison: Comparison, trial: Trial, run: Run, tolerance: float |
                     TOLERANCE if tolerance is None else tolerance, noise=trial.noise, runs=(run,))
 
 
-def _seen(trial: Trial) -> bool:
-    """Whether some output is a number at all."""
-    return any(bool(torch.isfinite(value).any()) if value.is_floating_point() or value.is_complex() else True
-               for value in trial.before.outputs.values() if value.numel())
-
-
 def _noted(evidence: Evidence, why: str) -> Evidence:
     return replace(evidence, notes=(*evidence.notes, f"the module itself was not compared with its graph: {why}"))
 
 
 def _other(model: nn.Module, captured: Comparison) -> str:
     gap = captured.gaps[captured.where]
-    return (f"{type(model).__name__} is not what was captured: output {captured.where!r} differs by {gap.relative:.1e} "
-            "relative on the example inputs, in its own precision: it may read numbers out of its tensors, or keep what "
-            "earlier calls left behind; capture the part of the module that does not")
+    return (
+        f"{type(model).__name__} is not what was captured: output {captured.where!r} differs by {gap.relative:.1e} "
+        "relative on the example inputs, in its own precision: it may read numbers out of its tensors, or keep what "
+        "earlier calls left behind; capture the part of the module that does not"
+    )
 
 
 def _words(found: Blame) -> str:
-    groups = f"group{'s' if len(found.groups) > 1 else ''} {', '.join(map(repr, found.groups[:3]))}" if found.groups else ""
+    names = ", ".join(map(repr, found.groups[:3]))
+    groups = f"group{'s' if len(found.groups) > 1 else ''} {names}" if names else ""
     more = f" and {len(found.groups) - 3} more" if len(found.groups) > 3 else ""
     sites = ", ".join(place(site) for site in found.sites[:3])
     sites += f" and {len(found.sites) - 3} more" if len(found.sites) > 3 else ""

@@ -18,7 +18,8 @@ ALLOWED = 16.0  # units in the last place, of the coarsest type on the way, that
 
 
 class Module:
-    """Runs a copy of a module, in eval mode, with copies of the tensors of a state dict and of the example inputs.
+    """Runs a copy of a module, in eval mode, with copies of the tensors of a state dict and of the example
+    inputs.
 
     own  the state dict that tells which tensors the module holds under which names
 
@@ -72,8 +73,8 @@ def rounding_of(program: Program) -> float:
 
 
 def as_outcome(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> Outcome:
-    """Outputs of the module beside those in float64: what is no longer a finite number in its own precision, and is one
-    in float64, is left out of the comparison."""
+    """Outputs of the module beside those in float64: what is no longer a finite number in its own precision,
+    and is one in float64, is left out of the comparison."""
     outputs = {}
     for path, value in exact.items():
         own = found[path].to(value.device, value.dtype)
