@@ -354,9 +354,9 @@ def test_equivalence_stops_at_the_fast_match(monkeypatch):
     from fxrebasin.verify import equivalence
     tried, whole = [], equivalence.match
 
-    def counted(*states, effort):
-        tried.append(effort)
-        return whole(*states, effort=effort)
+    def counted(*states, **options):
+        tried.append(options["effort"])
+        return whole(*states, **options)
 
     monkeypatch.setattr(equivalence, "match", counted)
     spec, a, b, _ = planted(mlp())

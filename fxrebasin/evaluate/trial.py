@@ -15,7 +15,7 @@ from .wide import EPS, Outcome, evaluate, widened
 
 RUNS = (2, 6, 16)  # shaken runs: as many as a difference needs to be explained, at most the last
 SLACK = 8.0  # a few runs find about the largest change: errors may add up in a way that no run tried
-_SHOWN = 1e-3  # a number that may be off by more than this part of itself shows nothing
+_SHOWN = 0.5  # a number that may be off by more than this part of itself shows nothing
 FAR = 1e6  # no further run explains a difference so many times larger than what the first ones made
 Move = Callable[[str, Tensor], Tensor]  # (path, output) -> the output as it should be
 

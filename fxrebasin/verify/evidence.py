@@ -35,7 +35,7 @@ class Run:
     holds: bool
 
     @classmethod
-    def of(cls, comparison: Comparison, weights: str, inputs: str, precision: str, seen: bool = True) -> Run:
+    def of(cls, comparison: Comparison, weights: str, inputs: str, precision: str, seen: bool) -> Run:
         return cls(
             weights,
             inputs,

@@ -132,7 +132,7 @@ class _Judge:
         if captured.breaks:
             raise CaptureError(_other(model, captured))
         comparison = self._module_gaps(trial, after, exact)
-        run = Run.of(comparison, "own", "given", "own")
+        run = Run.of(comparison, "own", "given", "own", trial.shows)
         evidence = replace(evidence, runs=(*evidence.runs, run))
         if run.holds:
             return evidence
