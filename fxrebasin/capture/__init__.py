@@ -11,17 +11,27 @@ To be read in this order:
     leaves        the tensors within arguments and results, by name
     interpreter   runs a graph on real tensors
     program       what comes out: Program, Output
+    memory        where tensors lie, and how one that lies within another is made of it
     tracing_copy  a copy of the module that may be traced without consequences
     names         what the module's tensors are called in its `state_dict()`
+    reads         numbers that leave the graph
+    sources       what the placeholders and constants of an exported graph are, and what forward writes to
     exported      an ExportedProgram becomes a Program
     recorder      writes down what a module does with real tensors
+    effort        how much work a graph is
+    agreement     graph and module beside each other at other numbers
     refusal       one line on why there is no graph
     front         `capture` itself
+    join          several runs of one module as one program
 """
+from .agreement import culprits
+from .effort import multiplications
 from .front import capture
 from .interpreter import default_dtype
+from .join import joined, path_in_run
 from .leaves import arguments, leaves_of
 from .program import Output, Program
 from .source import Source
 
-__all__ = ["Output", "Program", "Source", "arguments", "capture", "default_dtype", "leaves_of"]
+__all__ = ["Output", "Program", "Source", "arguments", "capture", "culprits", "default_dtype", "joined", "leaves_of",
+           "multiplications", "path_in_run"]

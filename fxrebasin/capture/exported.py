@@ -2,21 +2,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, InputSpec, OutputKind
+from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from .names import Names
 from .program import Output, Program
-from .source import Source
+from .sources import Sources
 
+_WRITES = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION, OutputKind.USER_INPUT_MUTATION)
 Leaves = Sequence[tuple[str, bool]]  # (path, whether it is a tensor) for every leaf of what a module returns
 
 
@@ -31,13 +33,29 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     return exported if all(map(is_functional, calls)) else exported.run_decompositions({})
 
 
+@dataclass(frozen=True)
+class Aside:
+    """What a record says beside what the module returns.
+
+    assigned   (path, the tensor that was there before, or None) of attributes that forward assigns: what it assigns
+               to them are the outputs that follow those that are returned
+    decisions  how many further outputs are what the branch was chosen by
+    notes      for the user
+    held       the tensors that the module holds: other constants are made as it runs
+    """
+    assigned: Sequence[tuple[str, Tensor | None]] = ()
+    decisions: int = 0
+    notes: Sequence[str] = ()
+    held: Sequence[Tensor] = ()
+
+
 def program_of(exported: ExportedProgram, names: Names, paths: Sequence[str], leaves: Leaves, front_end: str,
-               signature: inspect.Signature | None, decisions: int = 0, notes: Sequence[str] = ()) -> Program:
+               signature: inspect.Signature | None, aside: Aside = Aside()) -> Program:
     """The Program of a functional export.
 
-    paths      of the inputs, in the order of their placeholders
-    leaves     of what the module returns
-    decisions  how many of the last outputs are what a recorded branch was chosen by, and not leaves
+    paths   of the inputs, in the order of their placeholders
+    leaves  of what the module returns
+    aside   what else is known, if it was recorded
 
     Raises CaptureError if a size is not static, or no tensor is returned.
     """
@@ -45,74 +63,30 @@ def program_of(exported: ExportedProgram, names: Names, paths: Sequence[str], le
     _check_static(graph)
     if not any(is_tensor for _, is_tensor in leaves):
         raise CaptureError("the module returns no tensor: return one, or a container that holds one")
-    sources = _sources(exported, names, paths)
-    results = zip(exported.graph_signature.output_specs, graph.output_node().args[0])
+    results = list(zip(exported.graph_signature.output_specs, graph.output_node().args[0]))
+    sources = Sources(exported, names, paths)
     returned = [node for spec, node in results if spec.kind is OutputKind.USER_OUTPUT]
     tensors = iter([node for node in returned if isinstance(node, fx.Node)])
     outputs = [Output(path, next(tensors) if is_tensor else None) for path, is_tensor in leaves]
-    reached = _reached(graph, sources)  # a decision by inputs alone is the same for every state
-    outputs += [Output(f"decision.{i}", node, True)
-                for i, node in zip(range(decisions), tensors) if node in reached]
+    for path, before in aside.assigned:
+        target = sources.by_target.get(f"captured.{path}") or sources.node_of(before)
+        outputs += sources.written(path, target, next(tensors), assigned=True)
+    for spec, node in results:
+        if spec.kind in _WRITES:
+            outputs += sources.written(spec.target.removeprefix("captured."), sources.by_target.get(spec.target), node)
+    chosen_by = list(itertools.islice(tensors, aside.decisions))
+    outputs += sources.decisions(chosen_by)
+    outputs += sources.overlaps()
+    if any(output.kind == "decision" for output in outputs):
+        sources.doubt_constants(aside.held)
     graph.output_node().args = (tuple(output.node for output in outputs if output.node is not None),)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))  # guards and asserts go too
     graph.lint()
     module.recompile()
-    remarks = tuple(dict.fromkeys((*names.notes, *notes, *_remarks(exported))))
-    return Program(module, sources, tuple(outputs), names.shapes, names.ties, tuple(names.passed), front_end,
-                   remarks, signature, names.kinds)
-
-
-def _sources(exported: ExportedProgram, names: Names, paths: Sequence[str]) -> dict[str, Source]:
-    """What each placeholder and get_attr node is; the placeholders of a tied tensor become one."""
-    graph, tensors = exported.graph, {**exported.constants, **exported.state_dict}
-    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    sources: dict[str, Source] = {}
-    first: dict[str, fx.Node] = {}
-    inputs = iter(paths)
-    for node in list(graph.nodes):
-        if node.op == "get_attr":
-            value = getattr(exported.graph_module, str(node.target), None)
-            if isinstance(value, Tensor):
-                sources[node.name] = _constant(str(node.target), value)
-        if node.op != "placeholder":
-            continue
-        spec = specs[node.name]
-        if spec.kind is InputKind.USER_INPUT:
-            sources[node.name] = Source("input", next(inputs))
-            continue
-        value = tensors.get(spec.target)
-        name = names.of(value)
-        if name is None:
-            sources[node.name] = _constant(spec.target, None if _is_trained(spec, value) else value)
-        elif name in first:
-            node.replace_all_uses_with(first[name])
-            graph.erase_node(node)
-        else:
-            first[name] = node
-            sources[node.name] = Source("state", name)
-    return sources
-
-
-def _reached(graph: fx.Graph, sources: Mapping[str, Source]) -> set[fx.Node]:
-    """The nodes that a tensor of the state has a part in."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        is_state = node.name in sources and sources[node.name].kind == "state"
-        if is_state or not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def _is_trained(spec: InputSpec, value: Tensor | None) -> bool:
-    """Whether a checkpoint may hold another value for a tensor that is not part of the state."""
-    if spec.kind is InputKind.BUFFER:
-        return bool(spec.persistent) and value is not None and value.is_floating_point()
-    return spec.kind is InputKind.PARAMETER
-
-
-def _constant(target: str, value: Any) -> Source:
-    known = isinstance(value, Tensor) and not value.is_meta and not isinstance(value, FakeTensor)
-    return Source("constant", target.removeprefix("captured."), value.detach() if known else None)
+    found = {node.name: sources.found[node.name] for node in graph.nodes if node.name in sources.found}
+    remarks = tuple(dict.fromkeys((*aside.notes, *sources.notes, *_remarks(exported))))
+    return Program(module, found, tuple(outputs), names.shapes, names.ties, tuple(names.passed), front_end, remarks,
+                   signature, names.kinds, sources.deciding(chosen_by))
 
 
 def _check_static(graph: fx.Graph) -> None:
@@ -129,12 +103,13 @@ _RANDOM = ("bernoulli", "dropout", "exponential", "multinomial", "native_dropout
 
 
 def _remarks(exported: ExportedProgram) -> Iterator[str]:
-    """What the graph does not say about the module: writes to its tensors, and random numbers."""
-    changed = {OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION, OutputKind.USER_INPUT_MUTATION}
-    for spec in exported.graph_signature.output_specs:
-        if spec.kind in changed:
-            name = spec.target.removeprefix("captured.")
-            yield f"forward writes to {name}: the change is not part of the program"
+    """What the graph does not say about the module: random numbers."""
     for node in exported.graph.nodes:
-        if node.op == "call_function" and node.target.__name__.startswith(_RANDOM):
+        if node.op == "call_function" and node.target.__name__.startswith(_RANDOM) and not _is_off(node):
             yield f"forward draws random numbers ({node.target}): its outputs differ from call to call"
+
+
+def _is_off(node: fx.Node) -> bool:
+    """Whether a dropout drops nothing."""
+    settings = (*node.args[1:], *node.kwargs.values())
+    return "dropout" in node.target.__name__ and (0 in settings or any(value is False for value in settings))

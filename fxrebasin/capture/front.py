@@ -5,6 +5,7 @@ import contextlib
 import copy
 import inspect
 import io
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
-from .exported import functional, program_of
+from .agreement import compared
+from .exported import Aside, functional, program_of
 from .leaves import arguments, inputs_of, leaves_of, signature_of
 from .names import Names
 from .program import Program
+from .reads import Reads, note_read, refuse_read
 from .recorder import Replay, record
 from .refusal import explanation, line_of, place_of
 from .tracing_copy import check_initialised, held_by, quiet, stand_ins_for, tracing_copy_of
@@ -50,21 +53,28 @@ def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Progr
     once = {id(tensor): (path, tensor) for path, tensor in reversed(given.items())}  # under its first path
     inputs = dict(reversed(once.values()))
     check_initialised(model)
-    stand_ins = stand_ins_for([*held_by(model), *inputs.values()])
-    names = Names(model.state_dict(keep_vars=True), stand_ins)
+    held = {id(tensor): tensor for tensor in (*held_by(model), *inputs.values())}
+    stand_ins = stand_ins_for(held.values())
+    names = Names(model.state_dict(keep_vars=True), {id(stand_in): held[key] for key, stand_in in stand_ins.items()})
+    fakes = {path: stand_ins.get(id(tensor), tensor) for path, tensor in inputs.items()}
     with tracing_copy_of(model, stand_ins) as traced:
-        call = _Call(traced, args, kwargs, inputs)
-        inputs = {path: stand_ins.get(id(tensor), tensor) for path, tensor in inputs.items()}
+        call = _Call(traced, args, kwargs, inputs, refuse_read)
         try:
-            return program_of(_export(call, inputs), names, list(inputs), call.leaves, "export", signature)
+            exported = _export(call, fakes)
+            program = program_of(exported, names, list(inputs), call.leaves, "export", signature, Aside(call.assigned))
+            return compared(program, model, args, kwargs, inputs)
         except Exception as error:  # noqa: BLE001 - the tracer and the user's code can raise anything
             refusal = error
+    with tracing_copy_of(model, stand_ins, share=False) as traced:
+        call = _Call(traced, args, kwargs, inputs, note_read)
+        names.add_copy(traced.state_dict(keep_vars=True))
         try:
-            replay = record(call, inputs)
-            return program_of(_export(replay, inputs), names, list(inputs), replay.leaves, "recorded",
-                              signature, replay.decisions, [_remark(replay, refusal)])
+            replay = record(call, fakes)
+            aside = Aside(replay.assigned, replay.decisions, (_remark(replay, refusal),), tuple(held_by(traced)))
+            program = program_of(_export(replay, fakes), names, list(inputs), replay.leaves, "recorded", signature, aside)
+            return compared(program, model, args, kwargs, inputs)
         except Exception as error:  # noqa: BLE001
-            raise CaptureError(explanation(call, inputs, refusal, error)) from refusal
+            raise CaptureError(explanation(call, fakes, refusal, error)) from refusal
 
 
 def _export(module: nn.Module, inputs: dict[str, Tensor]) -> ExportedProgram:
@@ -96,22 +106,38 @@ class _SwitchesUnseen(TorchFunctionMode):
 
 
 class _Call(nn.Module):
-    """Calls a module as the user would, but takes its tensors by name and returns a flat list of tensors."""
+    """Calls a module as the user would, but takes its tensors by name and returns a flat list of tensors: those
+    that the module returns, then those that it assigned to attributes."""
 
-    def __init__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], inputs: dict[str, Tensor]):
+    def __init__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], inputs: dict[str, Tensor],
+                 on_read: Callable[[Tensor], Any]):
         super().__init__()
         self.captured = model
         self.leaves = _Leaves()  # of what the module returned
-        self._given = lambda: (args, kwargs, inputs)  # out of sight of export, which looks into attributes
+        self.assigned = _Leaves()  # (path, the tensor that was there before, or None) for what it assigned
+        self._given = lambda: (args, kwargs, inputs, on_read)  # out of sight of export, which looks into attributes
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
-        args, kwargs, given = self._given()
+        args, kwargs, given, on_read = self._given()
         memo: dict[int, Any] = {id(old): inputs[path] for path, old in given.items()}
         args, kwargs = copy.deepcopy((args, kwargs), memo)
-        with _SwitchesUnseen() if torch.compiler.is_exporting() else contextlib.nullcontext():
+        before, old = _attributes(self.captured), {id(tensor) for tensor in held_by(self.captured)}
+        with _SwitchesUnseen() if torch.compiler.is_exporting() else contextlib.nullcontext(), Reads(on_read):
             leaves = list(leaves_of(self.captured(*args, **kwargs)))
+        after = _attributes(self.captured)
+        new = [(path, tensor) for path, tensor in after.items() if before.get(path) is not tensor]
+        old.update(map(id, after.values()))
+        new += [("a container", tensor) for tensor in held_by(self.captured) if id(tensor) not in old]
         self.leaves[:] = [(path, isinstance(leaf, Tensor)) for path, leaf in leaves]
-        return [leaf for _, leaf in leaves if isinstance(leaf, Tensor)]
+        self.assigned[:] = [(path, before.get(path)) for path, _ in new]
+        return [leaf for _, leaf in leaves if isinstance(leaf, Tensor)] + [tensor for _, tensor in new]
+
+
+def _attributes(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a module and its children hold directly, by path."""
+    return {f"{name}.{key}".removeprefix("."): value for name, module in model.named_modules()
+            for holder in (module._parameters, module._buffers, vars(module))
+            for key, value in holder.items() if isinstance(value, Tensor)}
 
 
 def _from_exported(exported: ExportedProgram) -> Program:

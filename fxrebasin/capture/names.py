@@ -1,46 +1,94 @@
 """What the tensors of a module are called in its `state_dict()`; they are known by their memory."""
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
+
+from .memory import Place, Step, place_of, steps
 
 Kind = Literal["parameter", "buffer", "integer", "extra"]  # what a module registered an entry as
 _EXTRA = "_extra_state"  # how torch ends the names of what `get_extra_state` returned
 
 
 class Names:
-    """The names of a state dict: `shapes`, `ties`, `passed`, `kinds` as in Program, `notes` on what is left out.
+    """The names of a state dict: `shapes`, `ties`, `passed`, `kinds` as in Program, and what is known of its memory.
 
-    stand_ins: id of a tensor of `state_dict` -> the tensor that the traced module holds in its place
+    views     name -> (another name, the steps that make this tensor of that one)
+    jumbled   name -> another name whose tensor shares some of its memory, in no way that is understood
     """
 
-    def __init__(self, state_dict: Mapping[str, Any], stand_ins: Mapping[int, Tensor] | None = None):
+    def __init__(self, state_dict: Mapping[str, Any], originals: Mapping[int, Tensor] | None = None):
+        """originals: id of a tensor that stands in for another one -> that one"""
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.ties: dict[str, str] = {}
         self.passed: list[str] = []
         self.kinds: dict[str, Kind] = {name: _kind(name, value) for name, value in state_dict.items()}
-        self.notes: list[str] = []
-        self._canonical: dict[Any, str] = {}
-        overlapping = _overlapping(state_dict)
+        self.views: dict[str, tuple[str, list[Step]]] = {}
+        self.jumbled: dict[str, str] = {}
+        self._originals = originals or {}
+        self._known: dict[Any, str] = {}  # what a tensor is recognised by -> its canonical name
+        self._places: list[tuple[str, Place]] = []  # the largest first
         for name, value in state_dict.items():
+            first = self._known.setdefault(self._identity(value), name) if isinstance(value, Tensor) else name
             if self.kinds[name] in ("integer", "extra"):
                 self.passed.append(name)
-            elif name in overlapping:
-                self.passed.append(name)
-                self.notes.append(f"{name} shares part of its memory with another tensor: it stays as it is")
-            else:
-                self.shapes[name] = tuple(value.shape)
-                first = self._canonical.setdefault(_identity((stand_ins or {}).get(id(value), value)), name)
-                if first != name:
-                    self.ties[name] = first
+                continue
+            self.shapes[name] = tuple(value.shape)
+            if first != name:
+                self.ties[name] = first
+        self._find_overlaps()
+
+    def add_copy(self, state_dict: Mapping[str, Any]) -> None:
+        """Another module with the same entries, elsewhere in memory: its tensors have the same names."""
+        for name, value in state_dict.items():
+            if isinstance(value, Tensor):
+                self._known.setdefault(self._identity(value), self.ties.get(name, name))
+        self._sort_places()
 
     def of(self, value: Tensor | None) -> str | None:
-        """The canonical name of a tensor of the state, None for any other."""
-        return None if value is None else self._canonical.get(_identity(value))
+        """The canonical name of an entry of the state dict, None for any other tensor."""
+        return None if value is None else self._known.get(self._identity(value))
+
+    def view(self, value: Tensor) -> tuple[str, list[Step]] | None:
+        """The name of the entry in which another tensor lies, and the steps that make it."""
+        place = self._place(value)
+        for name, held in self._places if place is not None else ():
+            if (found := steps(held, place)) is not None:
+                return name, found
+        return None
+
+    def met(self, value: Tensor) -> list[str]:
+        """The names of the entries that share memory with a tensor."""
+        place = self._place(value)
+        return [] if place is None else [name for name, held in self._places if held.meets(place)]
+
+    def _place(self, value: Tensor) -> Place | None:
+        return place_of(self._originals.get(id(value), value))
+
+    def _identity(self, value: Tensor) -> Any:
+        """Equal for tensors that are the same elements in the same order."""
+        return self._place(value) or id(value)
+
+    def _sort_places(self) -> None:
+        places = [(name, place) for place, name in self._known.items() if isinstance(place, Place)]
+        self._places = sorted(places, key=lambda item: item[1].start - item[1].stop)
+
+    def _find_overlaps(self) -> None:
+        """Every tensor is compared with those larger ones whose range of addresses it begins in."""
+        self._sort_places()
+        open_: list[tuple[str, Place]] = []
+        for name, place in sorted(self._places, key=lambda item: (item[1].storage or 0, item[1].start, -item[1].stop)):
+            open_ = [(other, held) for other, held in open_ if held.storage == place.storage and held.stop > place.start]
+            for other, held in open_:
+                if name in self.views or not held.meets(place):
+                    continue
+                if (found := steps(held, place)) is not None:
+                    self.views[name] = other, found
+                else:
+                    self.jumbled.update({name: other, other: name})
+            open_.append((name, place))
 
 
 def _kind(name: str, value: Any) -> Kind:
@@ -49,29 +97,3 @@ def _kind(name: str, value: Any) -> Kind:
     if not (value.is_floating_point() or value.is_complex()):
         return "integer"
     return "parameter" if isinstance(value, nn.Parameter) else "buffer"
-
-
-def _identity(tensor: Tensor) -> Any:
-    """Equal for tensors that are the same elements in the same order."""
-    if not tensor.is_meta and not isinstance(tensor, FakeTensor):
-        with contextlib.suppress(Exception):  # a tensor without memory of its own
-            if tensor.numel() and tensor.data_ptr():
-                return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
-    return id(tensor)
-
-
-def _overlapping(state_dict: Mapping[str, Any]) -> set[str]:
-    """Names of tensors that share some memory, but are not the same elements in the same order."""
-    views: dict[Any, tuple[int, int, list[str]]] = {}
-    for name, value in state_dict.items():
-        if isinstance(value, Tensor) and isinstance(key := _identity(value), tuple):
-            reach = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride()))
-            views.setdefault(key, (key[0], key[0] + (reach + 1) * value.element_size(), []))[2].append(name)
-    found: set[str] = set()
-    end, last = 0, []
-    for start, stop, names in sorted(views.values()):
-        if start < end:
-            found.update(names, last)
-        if stop > end:
-            end, last = stop, names
-    return found

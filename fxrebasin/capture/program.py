@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -22,14 +22,23 @@ NOT_THE_USER = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.pat
 
 @dataclass(frozen=True)
 class Output:
-    """One leaf of what the module returns, at `path` (`logits`, `hidden.0`); node None: not a tensor.
+    """A value that matters: one leaf of what the module returns, at `path` (`logits`, `hidden.0`); node None: not a
+    tensor. Other kinds are not returned by the module:
 
-    A `decision` is not returned by the module: it is a value that the recorded branch was chosen by. While it
-    is unchanged, the recorded graph is what the module computes.
+    decision  what the recorded branch was chosen by. While it is unchanged, the graph is what the module computes
+    tied      a difference whose two sides are ordered alike: of a buffer and what forward writes to it, of two
+              tensors that lie in each other's memory
+    pinned    a value that stays as it is; `path` says why
+    kept      what forward assigns to the attribute `path`, and did not read before
     """
     path: str
     node: fx.Node | None
-    decision: bool = False
+    kind: Literal["returned", "decision", "tied", "pinned", "kept"] = "returned"
+
+    @property
+    def decision(self) -> bool:
+        """Whether the module does not return it."""
+        return self.kind != "returned"
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Program:
 
     module     functional graph of ATen operations; `node.meta["val"]`: fake tensor(s) of static shape
     sources    placeholder (or get_attr node) name -> what it is
-    outputs    what the module returns, in order; decisions last
+    outputs    what the module returns, in order; what else matters last
     state      name in `state_dict()` -> shape: parameters, persistent floating-point buffers, all aliases
     ties       alias -> the canonical name of the same tensor, which is the one that the graph uses
     passed     keys of `state_dict()` outside the state: integer buffers, extra state
@@ -47,6 +56,8 @@ class Program:
     signature  of the module's forward, to name inputs by
     kinds      name in `state_dict()` -> what the module registered it as: "parameter", "buffer", "integer"
                (booleans too), "extra"; empty if there was no module to ask
+    deciding   names of the entries and inputs that a recorded branch was chosen by
+    agreement  how graph and module were compared at other numbers, in a sentence; "" if they were not
     """
     module: fx.GraphModule
     sources: dict[str, Source]
@@ -58,6 +69,8 @@ class Program:
     notes: tuple[str, ...] = ()
     signature: inspect.Signature | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)
+    deciding: tuple[str, ...] = ()
+    agreement: str = ""
 
     def where(self, node: fx.Node) -> str:
         """The user's source line that made this node, as `net.py:12 in forward: y = f(x)`; "" if unknown."""
@@ -87,4 +100,4 @@ class Program:
         held = {name: state[name] for name in names}
         values = run(self.module, self.sources, held, inputs, on_node)
         tensors = [output for output in self.outputs if output.node is not None]
-        return {output.path: value for output, value in zip(tensors, values) if not output.decision}
+        return {output.path: value for output, value in zip(tensors, values) if output.kind == "returned"}

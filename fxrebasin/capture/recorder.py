@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
@@ -26,15 +25,21 @@ class Replay(nn.Module):
     """A recorded graph as a module over the tensors of the module that it was recorded from.
 
     leaves     (path, whether it is a tensor) for every leaf of what the recorded module returns
-    decisions  how many tensors follow these leaves in what the replay returns
+    assigned   (path, the tensor that was there before, or None) for every attribute that it assigns a tensor to
+    decisions  how many tensors follow the leaves and what is assigned in what the replay returns
     """
 
-    def __init__(self, model: nn.Module, graph: fx.GraphModule, leaves: Iterable[tuple[str, bool]],
+    def __init__(self, call: nn.Module, graph: fx.GraphModule, assigned: Iterable[tuple[str, Tensor | None]],
                  decisions: int):
         super().__init__()
-        self.captured = model
-        self.leaves, self.decisions = tuple(leaves), decisions
+        self.captured = call.captured
+        self.leaves, self.decisions = tuple(call.leaves), decisions
+        self._assigned = lambda: tuple(assigned)  # out of sight of export
         self._recorded = lambda: graph
+
+    @property
+    def assigned(self) -> tuple[tuple[str, Tensor | None], ...]:
+        return self._assigned()
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         held = {**dict(self.captured.named_parameters()), **dict(self.captured.named_buffers())}
@@ -46,7 +51,7 @@ def record(call: nn.Module, inputs: dict[str, Tensor]) -> Replay:
     """The operations that `call` runs on these inputs; its tensors are copied, since it may write to them.
 
     `call` is a module over `inputs` that holds the module of interest as `captured`, and once it has run, the
-    leaves of what that returned as `leaves`. Raises CaptureError if forward differentiates.
+    leaves of what that returned as `leaves` and what it assigned as `assigned`. Raises CaptureError if forward differentiates.
     """
     model = call.captured
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -60,23 +65,15 @@ def record(call: nn.Module, inputs: dict[str, Tensor]) -> Replay:
 
     trace = make_fx(run, decomposition_table={}, pre_dispatch=True, record_stack_traces=True,
                     _error_on_data_dependent_ops=False)
-    with _Reads(), saved_tensors_hooks(lambda tensor: tensor, _refuse_gradients):
+    with saved_tensors_hooks(lambda tensor: tensor, _refuse_gradients):
         recorded = trace(*copies())
     recorded.graph.set_codegen(fx.graph.CodeGen())
+    assigned = [(path, held.get(path, before)) for path, before in call.assigned]
     decisions = _fix_values(recorded, copies())
     output = recorded.graph.output_node()
     output.args = ([*output.args[0], *decisions],)
     recorded.recompile()
-    return Replay(model, recorded, call.leaves, len(decisions))
-
-
-class _Reads(TorchFunctionMode):
-    """Makes a read of a tensor that leaves no operation behind visible, as a comparison with itself."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
-            torch.equal(args[0], args[0])
-        return function(*args, **(kwargs or {}))
+    return Replay(call, recorded, assigned, len(decisions))
 
 
 def _refuse_gradients(saved: Any) -> Tensor:

@@ -3,17 +3,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
+import types
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ..errors import CaptureError
+
+MOST_PARTS = 1_000_000  # objects of a module that are looked at
 
 
 @contextlib.contextmanager
@@ -33,19 +39,17 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tracing_copy_of(model: nn.Module, stand_ins: dict[int, Tensor]) -> Iterator[nn.Module]:
+def tracing_copy_of(model: nn.Module, stand_ins: Mapping[int, Tensor], share: bool = True) -> Iterator[nn.Module]:
     """A copy of the module's objects in eval mode, so that nothing that forward does is seen outside.
 
-    It shares parameters and buffers; tensors without data are replaced by stand-ins. Where copying fails, it
-    is the module itself, put back afterwards.
+    It shares parameters, buffers and whatever lies in their memory, or with `share=False` has copies of them that
+    lie in each other's memory likewise; tensors without data are replaced by stand-ins. Where copying fails, it is
+    the module itself, put back afterwards.
     """
-    shared = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    memo: dict[int, Any] = {id(tensor): tensor if id(tensor) in shared else tensor.detach().clone()
-                            for tensor in held_by(model) if id(tensor) not in stand_ins} | stand_ins
     before = [(module, dict(vars(module)), dict(module._parameters), dict(module._buffers))
               for module in model.modules()]
     try:
-        traced = copy.deepcopy(model, memo)
+        traced = copy.deepcopy(model, _memo(model, stand_ins, share))
     except Exception:  # noqa: BLE001 - it holds a lock, an open file, a tensor in the middle of a computation
         traced = model
     try:
@@ -62,11 +66,81 @@ def tracing_copy_of(model: nn.Module, stand_ins: dict[int, Tensor]) -> Iterator[
             module._buffers.update(buffers)
 
 
+def _memo(model: nn.Module, stand_ins: Mapping[int, Tensor], share: bool) -> dict[Any, Any]:
+    """What a deep copy takes for copied already. Tensors are copied storage by storage."""
+    memo: dict[Any, Any] = {"torch": {}, **stand_ins}
+    state = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in memo]
+    for tensor in state:
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # it has no memory of its own
+            storage = tensor.untyped_storage()
+            memo["torch"].setdefault(storage._cdata, storage if share else storage.clone())
+        if share:
+            memo[id(tensor)] = tensor
+        elif type(tensor) is nn.Parameter:  # whose own way of copying does not go by storages
+            memo[id(tensor)] = nn.Parameter(copy.deepcopy(tensor.detach(), memo), tensor.requires_grad)
+    for part in _parts_of(model):
+        if isinstance(part, np.ndarray):
+            memo[id(part)] = part if share else _copied_array(part, state, memo)
+        elif isinstance(part, Tensor) and part.grad_fn is not None and id(part) not in memo:
+            memo[id(part)] = copy.deepcopy(part.detach(), memo)
+        elif isinstance(part, types.FunctionType) and not share:
+            memo[id(part)] = _copied_function(part, memo)
+    return memo
+
+
+def _copied_function(function: types.FunctionType, memo: dict[Any, Any]) -> types.FunctionType:
+    """A function over copies of the tensors that it closes over."""
+    values = [cell.cell_contents for cell in function.__closure__]
+    cells = tuple(types.CellType(copy.deepcopy(value, memo) if isinstance(value, Tensor) else value) for value in values)
+    result = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    result.__kwdefaults__ = function.__kwdefaults__
+    return result
+
+
+def _copied_array(array: np.ndarray, state: Iterable[Tensor], memo: dict[Any, Any]) -> np.ndarray:
+    """A copy of an array; of one in the memory of a tensor, the array in the memory of that tensor's copy."""
+    start = array.__array_interface__["data"][0]
+    for tensor in state:
+        storage = tensor.untyped_storage()
+        offset = start - storage.data_ptr()
+        if array.size and 0 <= offset < storage.nbytes():
+            memory = torch.empty(0, dtype=torch.uint8).set_(memo["torch"][storage._cdata]).numpy()
+            return np.ndarray(array.shape, array.dtype, memory, offset, array.strides)
+    return array.copy()
+
+
 def held_by(model: nn.Module) -> Iterator[Tensor]:
-    """Every tensor that a module or one of its children holds as parameter, buffer or plain attribute."""
-    for module in model.modules():
-        for holder in (module._parameters, module._buffers, vars(module)):
-            yield from (value for value in holder.values() if isinstance(value, Tensor))
+    """Every tensor that a module holds as parameter, buffer or attribute, in plain containers too."""
+    return (part for part in _parts_of(model) if isinstance(part, Tensor))
+
+
+def _parts_of(model: nn.Module) -> Iterator[Any]:
+    """All objects that a module is made of, as far as they are reached through modules and plain containers."""
+    seen: set[int] = set()
+    left: list[Any] = [model]
+    while left and len(seen) < MOST_PARTS:
+        part = left.pop()
+        if id(part) in seen or isinstance(part, (str, bytes, int, float, type, types.ModuleType)):
+            continue
+        if isinstance(part, types.FunctionType) and not _closes_over_tensors(part):
+            continue
+        seen.add(id(part))
+        yield part
+        if isinstance(part, Mapping):
+            left.extend(part.values())
+        elif isinstance(part, (list, tuple, set, frozenset, deque)):
+            left.extend(part)
+        elif isinstance(part, functools.partial):
+            left.extend((part.func, part.args, part.keywords))
+        elif not isinstance(part, (Tensor, np.ndarray)):
+            left.append(getattr(part, "__dict__", ()))
+
+
+def _closes_over_tensors(function: types.FunctionType) -> bool:
+    try:
+        return any(isinstance(cell.cell_contents, Tensor) for cell in function.__closure__ or ())
+    except ValueError:  # a cell that is not filled yet
+        return False
 
 
 def stand_ins_for(tensors: Iterable[Tensor]) -> dict[int, Tensor]:

@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import torch
+from torch import nn
+from torch.export import ExportedProgram
 
-from ..capture import Program, capture
+from ..capture import Program
 from ..errors import FxrebasinError
 from ..factors import Value
 from ..reroll import rerolled
 from ..spec import Axis, Block, Spec
 from .analysis import Analysis, numbers_of
+from .falsify import falsified
 from .reader import Reader
 from .roles import note_on, roles_of
+from .runs import captured, inputs_in
 
 GAIN = 0.25  # two experts that change places double the order: 0.3 in log10
 
 
-def infer(model, example_inputs=None, *, outputs: str = "pinned") -> Spec:
+def infer(model, example_inputs=None, *, outputs: str = "pinned", falsify: bool = True) -> Spec:
     """Infers all permutation symmetries of a module.
 
     model           an nn.Module (on any device, meta included), an ExportedProgram, or a captured Program
-    example_inputs  a tensor, a tuple of positional arguments, or a dict of keyword arguments; only shapes and dtypes
-                    matter. Every dimension should be at least 2: one of size 1 hides how the network treats it.
+    example_inputs  a tensor, a tuple of positional arguments, or a dict of keyword arguments: one example run. A list
+                    of these is several runs, for all of which the spec holds. Only shapes and dtypes matter, unless the
+                    module branches on values. A dimension of size 1 is tried at 2 as well; where the module does not
+                    take that, a UserWarning names it.
     outputs         "pinned": the function must stay exactly the same. "free": output axes move with the network (a
                     backbone whose features are only compared with each other); spec.outputs says how.
+    falsify         try what is claimed at random weights and inputs, and pin what changes the function; spec.evidence
+                    says what was tried
 
     Raises CaptureError if the module cannot be captured.
     """
     if outputs not in ("pinned", "free"):
         raise FxrebasinError(f"outputs must be 'pinned' or 'free', not {outputs!r}")
-    program = model if isinstance(model, Program) else capture(model, example_inputs)
+    if isinstance(model, Program):
+        program, given, remarks = model, inputs_in(model), []
+    else:
+        program, given, remarks = captured(model, example_inputs)
+    for remark in remarks:
+        warnings.warn(remark, UserWarning, stacklevel=2)
     spec, roles = _largest(program, outputs), roles_of(program)
-    return replace(spec, roles=roles, notes=(*spec.notes, *note_on(roles)))
+    spec = replace(spec, roles=roles, notes=(*spec.notes, *remarks, *note_on(roles)))
+    if falsify:
+        like = model.state_dict() if isinstance(model, (nn.Module, ExportedProgram)) else None
+        spec = falsified(program, spec, given, like)
+    return replace(spec, evidence="; ".join(filter(None, (program.agreement, spec.evidence))))
 
 
 def _largest(program: Program, outputs: str) -> Spec:

@@ -17,20 +17,21 @@ from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from ..capture import Program
+from ..capture import Program, Source
 from ..factors import Factors, Value
-from ..rules import RULES, Call, Uncovered
+from ..rules import RULES, Call
+from ..rules.ties import Ties
 from ..spec import Spec
 from ..spec.fit import digest_of
-from .constants import SMALL, Constants, argument, constant, shapes, tensors
-from .distinct import Distinct
+from .constants import SMALL, Constants, argument, constant, shapes
 from .folds import folds
 from .indices import Indices
 from .reader import Reader
 from .regions import region
-from .unordered import settle
 
 _INPUT = "follows an input of the network"
+_REASONS = {"returned": "network output {!r}", "decision": "decides a branch ({})", "pinned": "{}",
+            "kept": "kept for later calls as {!r}"}  # why an output stays as it is
 
 
 class Analysis:
@@ -47,7 +48,6 @@ class Analysis:
         self.indices = Indices()
         self.origin: dict[fx.Node, fx.Node] = {}  # node of a decomposition or a body -> the node that it is within
         self.decomposed: set[fx.Node] = set()  # nodes of decompositions
-        self.calls: dict[fx.Node, Call] = {}
         self._run()
 
     def _run(self) -> None:
@@ -70,13 +70,23 @@ class Analysis:
             self.values[node] = self.state[source.name]
             self.live.add(node)
         elif source.kind == "constant":
-            self.constants.given[node] = source.value
-            value = constant(self.factors, source.value, sizes[0], f"the constant {source.name!r} varies along it")
+            self.constants.given[node] = source.content
+            value = self._constant(source, sizes[0])
             self.values[node] = value
-            if _tells(value):
+            if _tells(value) or source.valid == "first call":
                 self.constants.rely(node)
         else:
             self.values[node] = self.factors.value(sizes[0], _INPUT)
+
+    def _constant(self, source: Source, shape: tuple[int, ...]) -> Value:
+        """A tensor of the graph that is not in the state. Where forward writes to it, equal numbers are the start of
+        others, which are ordered as what is written."""
+        reason = f"the constant {source.name!r} varies along it"
+        if source.valid != "first call" or source.value is None:
+            return constant(self.factors, source.content, shape, reason)
+        even = [bool((source.value == source.value.narrow(d, 0, 1)).all()) for d in range(len(shape))]
+        return self.factors.build(shape, [[self.factors.atom_segment(size, None if same else reason)
+                                           for size, same in zip(shape, even)]])
 
     # ------------------------------------------------------------------------------------------------------------ ops
 
@@ -122,9 +132,7 @@ class Analysis:
         call = Call(self.factors, op, self._arguments(node), sizes, where or op,
                     used=lambda k: any(user.target is not operator.getitem or user.args[1] == k for user in node.users),
                     content=lambda name: self.constants.integers(node, name),
-                    masks=lambda name: any(v.dtype == torch.bool for v in tensors(argument(node, name))),
-                    distinct=lambda name, *how: self._distinct.along(argument(node, name), *how))
-        self.calls[node] = call
+                    ties=lambda name: self._ties(argument(node, name)))
         rule = RULES.get(op)
         reason = f"{op} has no rule"
         if rule is not None:
@@ -133,8 +141,6 @@ class Analysis:
                 if [r.shape for r in results[:len(sizes)]] == sizes:
                     return results
                 reason = f"the rule for {op} does not fit these arguments"
-            except Uncovered as error:
-                reason = str(error)
             except (KeyError, IndexError, ValueError, TypeError, StopIteration, AssertionError, ZeroDivisionError) as error:
                 reason = f"the rule for {op} does not fit these arguments ({type(error).__name__}: {error})"
         elif isinstance(node.target, HigherOrderOperator):
@@ -235,14 +241,8 @@ class Analysis:
         return named
 
     @cached_property
-    def _distinct(self) -> Distinct:
-        return Distinct(self.program.module.graph, self.program.sources, self.calls, self.constants)
-
-    def _assumptions(self) -> tuple[str, ...]:
-        """What was taken for granted of axes that are free in the end."""
-        return tuple(dict.fromkeys(text for call in self.calls.values() for axis, text in call.assumed
-                                   if any(not atom.pinned for block in axis.blocks for atom in block.atoms())))
-
+    def _ties(self) -> Ties:
+        return Ties(self.program.module.graph, self.constants.integers)
     # ----------------------------------------------------------------------------------------------- reading the spec
 
     def spec(self, outputs: str) -> Spec:
@@ -251,22 +251,21 @@ class Analysis:
             value = self.values.get(output.node) if output.node is not None else None
             if not isinstance(value, Value):
                 continue
-            decision = getattr(output, "decision", False)
-            if outputs == "free" and not decision:
+            if output.kind == "tied":
+                self.factors.use(value)
+                continue
+            if outputs == "free" and output.kind == "returned":
                 # what is chosen moves as its choice says, which no permutation of the output's own axes can
                 self.factors.use(value)
                 free_outputs[output.path] = self.factors.build(value.shape, [b.segments for b in value.blocks])
                 if value.points is not None:
                     self._pin(value.points, f"network output {output.path!r}")
                 continue
-            reason = f"decides a branch ({output.path})" if decision else f"network output {output.path!r}"
-            self._pin(value, reason)
-        settle(self.factors, [each for call in self.calls.values() for each in call.unordered], self.state.values())
+            self._pin(value, _REASONS[output.kind].format(output.path))
         self._unused()
         spec = Reader(self.state, free_outputs).spec(program, self.unruled)
         return replace(spec, numbers=numbers_of(program, self.constants.read),
-                       folds=folds(program, self.values, spec),
-                       assumptions=self._assumptions())
+                       folds=folds(program, self.values, spec))
 
     def _unused(self) -> None:
         """What the forward pass does not use could be permuted at will; that says nothing about the function."""

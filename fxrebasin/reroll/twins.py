@@ -181,8 +181,8 @@ def _kind(node: fx.Node, program: Program) -> tuple:
         return node.target, settings(node), tensors
     if source is not None and source.kind == "state" and node.op == "placeholder":
         return "state", tensors
-    if source is not None and source.kind == "constant" and source.value is not None and source.value.numel() < LARGE:
-        return "constant", tensors, str(_dense(source.value).flatten().tolist())
+    if source is not None and source.kind == "constant" and source.content is not None and source.content.numel() < LARGE:
+        return "constant", tensors, str(_dense(source.content).flatten().tolist())
     return ("only one", node.name)
 
 
@@ -192,6 +192,5 @@ def _dense(value: torch.Tensor) -> torch.Tensor:
 
 def same_constant(one: fx.Node, other: fx.Node, program: Program) -> bool:
     """Whether two nodes are constants of equal content."""
-    values = [source.value for node in (one, other) if (source := program.sources.get(node.name)) is not None
-              and source.kind == "constant" and source.value is not None]
-    return len(values) == 2 and values[0].dtype == values[1].dtype and torch.equal(*map(_dense, values))
+    values = [source.content for node in (one, other) if (source := program.sources.get(node.name)) is not None
+              and source.kind == "constant" and source.content is not None]

@@ -7,25 +7,22 @@ from .rule import rule
 
 
 def _attention(call: Call) -> str:
-    drawn = "!" * (call.args["dropout_p"] > 0)  # each score meets a draw of its own
-    bang = "!" * bool(call.args["is_causal"]) or drawn
+    bang = "!" * bool(call.args["is_causal"])
     l, s = f"l{bang}", f"s{bang}"
     query, key = call.args["query"], call.args["key"]
-    heads, shared = f"*b{drawn}", f"*b{drawn}"
+    heads, shared = "*b", "*b"
     if call.args.get("enable_gqa") and len(query.shape) > 2 and query.shape[-3] != key.shape[-3]:
-        heads, shared = f"*b{drawn} (k{drawn} g{drawn})", f"*b{drawn} k{drawn}"
+        heads, shared = "*b (k g)", "*b k"
     mask = call.args["attn_mask"]
     masks = "" if mask is None else ", " + (f"{heads} l s" if len(mask.shape) > 2 else "l s")
-    kept = heads.replace("!", "")
-    apart = kept.replace("(", "").replace(")", "")
-    return f"{heads} {l} d, {shared} {s} d, {shared} {s} e{masks} -> {kept} l e, {apart} l s, {apart} l"
+    return (f"{heads} {l} d, {shared} {s} d, {shared} {s} e{masks}"
+            f" -> {heads} l e, {heads.replace('(', '').replace(')', '')} l s, {heads.replace('(', '').replace(')', '')} l")
 
 
-rule("scaled_dot_product_attention.default", _attention, scales="value", whatever="scale",
+rule("scaled_dot_product_attention.default", _attention,
      sample=(lambda T: (T(2, 3, 4, 5), T(2, 3, 6, 5), T(2, 3, 6, 7)),
              lambda T: (T(2, 3, 4, 5), T(2, 3, 6, 5), T(2, 3, 6, 7), T(4, 6)),
              lambda T: (T(2, 3, 4, 5), T(2, 3, 6, 5), T(2, 3, 6, 7), T(2, 1, 4, 6)),
              lambda T: (T(2, 3, 4, 5), T(2, 3, 4, 5), T(2, 3, 4, 7), None, 0.0, True),
              lambda T: (T(2, 6, 4, 5), T(2, 3, 4, 5), T(2, 3, 4, 7), None, 0.0, False)
-             + (T.keyword(enable_gqa=True),),
-             lambda T: (T(2, 3, 4, 5), T(2, 3, 6, 5), T(2, 3, 6, 7), None, 0.5)))
+             + (T.keyword(enable_gqa=True),)))

@@ -1,0 +1,98 @@
+"""The claim is tried before it is returned: a random element of the group, at random weights and inputs.
+
+A rule that is wrong about its op shows at nearly every state, if units are on, scores apart and masks open; each draw
+is another one in this respect, and rounding is told from change by the network's own noise. What breaks is found group
+by group, and pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..capture import Program, culprits, multiplications
+from ..errors import FxrebasinError
+from ..evaluate import Trial, draw_inputs, draw_state
+from ..spec import Spec
+
+DRAWS = (("ordinary", 0), ("ordinary", 1), ("duplicates", 2), ("ordinary", 3), ("zeros", 4), ("large", 5))
+LARGEST = 200_000_000  # multiplications in one run of a network that is tried, and for each operation, as a tracer
+FOR_EACH = 3_000_000  # takes its time
+WHY = "a reordering changes what the network computes at random numbers"
+
+
+def falsified(program: Program, spec: Spec, given: Mapping[str, Tensor], like: Mapping[str, Any] | None) -> Spec:
+    """The spec without the groups that change the function, with `evidence` that says what was tried.
+
+    given  example inputs by path; like: a state dict of the module, which tells what kind of numbers its tensors hold
+    """
+    if not spec.groups:
+        return replace(spec, evidence="nothing is claimed")
+    draws, reason = _affordable(program)
+    tried: list[str] = []
+    for kind, seed in draws:
+        try:
+            spec = _surviving(_trial(program, given, like, kind, seed), spec, seed, program.state)
+            tried.append(kind)
+        except FxrebasinError as error:
+            reason = f"{kind} numbers: {error}"
+    return replace(spec, evidence=_said(tried, reason))
+
+
+def _trial(program: Program, given: Mapping[str, Tensor], like: Mapping[str, Any] | None, kind: str, seed: int) -> Trial:
+    inputs = draw_inputs(program, [given], seed, kind)
+    return Trial(program, draw_state(program, seed, like), inputs, seed)
+
+
+def _surviving(trial: Trial, spec: Spec, seed: int, names: Iterable[str]) -> Spec:
+    """The spec without the groups that break the function at one state."""
+    state = {name: trial.state[name] for name in names}
+    while spec.groups:
+        element = spec.random(seed)
+
+        def unchanged(moving: Sequence[str], element=element, spec=spec) -> bool:
+            still = spec.identity().permutations
+            some = type(element)(spec, {**still, **{name: element.permutations[name] for name in moving}})
+            moved = some.apply_to_output if spec.outputs else None
+            return not trial.compare(some.apply(state), moved).breaks
+
+        broken = culprits(list(spec.groups), unchanged)
+        if not broken:
+            return spec
+        spec = without(spec, broken)
+    return spec
+
+
+def without(spec: Spec, broken: Sequence[str]) -> Spec:
+    """The spec with some groups pinned: what is left is a part of the group that it was."""
+    gone = {factor for name in broken for factor in spec.groups[name].members}
+    groups = {name: group for name, group in spec.groups.items() if name not in broken}
+    moved = {(site.tensor, site.axis) for group in groups.values() for site in group.sites}
+    pinned = {(site.tensor, site.axis): WHY for name in broken for site in spec.groups[name].sites
+              if (site.tensor, site.axis) not in moved}
+    notes = [f"{name!r}: {WHY}: it is pinned; this is a mistake in a rule, and worth a report with the module"
+             for name in broken]
+    return replace(spec, groups=groups, pinned={**spec.pinned, **pinned}, notes=(*spec.notes, *notes),
+                   reasons={**spec.reasons, **dict.fromkeys(gone, WHY)})
+
+
+def _affordable(program: Program) -> tuple[Sequence[tuple[str, int]], str]:
+    """As many draws as cost less than the capture, about; and why there are not more."""
+    nodes = len(program.module.graph.nodes)
+    work = multiplications(program)
+    if work <= max(LARGEST, FOR_EACH * nodes) / 10:
+        return DRAWS, ""
+    if work <= max(LARGEST, FOR_EACH * nodes):
+        return DRAWS[:1], "for more it is too large"
+    return (), "it is too large"
+
+
+def _said(tried: Sequence[str], reason: str) -> str:
+    if not tried:
+        return f"not tried at random numbers: {reason}"
+    kinds = ", ".join(dict.fromkeys(tried))
+    return (f"a random element was tried at {len(tried)} draws of random weights and inputs ({kinds}), in float64"
+            + (f"; {reason}" if reason else ""))
