@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .infer import infer
     from .match import match, match_many, merge
     from .spec import Group, Site, Spec
-    from .transport import (Adapter, Calibration, Gains, TransportNote, calibrate, merge_adapter, task_vector, transport,
-                            transport_adapter)
+    from .transport import (Adapter, Alpha, Calibration, Gains, Probes, TransportNote, calibrate, carry, choose_alpha,
+                            merge_adapter, probes, task_vector, transport, transport_adapter)
     from .verify import Evidence, find_equivalence, verify
 
 __version__ = "0.1.0"
@@ -30,7 +30,8 @@ _HOME = {name: part for part, names in {
     "infer": "infer",
     "match": "match match_many merge",
     "spec": "Group Site Spec",
-    "transport": "Adapter Calibration Gains TransportNote calibrate merge_adapter task_vector transport transport_adapter",
+    "transport": "Adapter Alpha Calibration Gains Probes TransportNote calibrate carry choose_alpha merge_adapter probes "
+                 "task_vector transport transport_adapter",
     "verify": "Evidence find_equivalence verify",
 }.items() for name in names.split()}
 

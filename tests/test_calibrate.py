@@ -15,7 +15,7 @@ import fxrebasin as fxr
 from fxrebasin.transport.outputs import agreement, goal
 from fxrebasin.transport.samples import mixed, samples_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::fxrebasin.transport.calibrate.TransportNote")
+pytestmark = pytest.mark.filterwarnings("ignore::fxrebasin.transport.task_vector.TransportNote")
 NAMES = (
     "mlp",
     "lenet",

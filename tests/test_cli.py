@@ -9,6 +9,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -208,6 +209,43 @@ def test_transport(out, folder):
     expected = fxr.transport(a, ft, b, fxr.Alignment.load("pi.safetensors"), 0.5)
     found = load_state("t.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_transport_with_inputs_is_fitted_to_them(out, folder):
+    x = torch.randn(48, 4, generator=torch.Generator().manual_seed(0))
+    save_state({"x": x}, "inputs.safetensors")
+    np.savez("keep.npz", x=x.numpy() + 3)
+    plain = "transport clinet:pair a.safetensors ft.pt b.safetensors"
+    status, text, _ = out(f"{plain} -o f1.safetensors --inputs inputs.safetensors --keep keep.npz --json")
+    found = json.loads(text)
+    assert status == DONE and found["losses"][found["start"]] <= found["losses"]["the target itself"]
+    states = [load_state(f) for f in ("a.safetensors", "ft.pt", "b.safetensors")]
+    from clinet import Net
+    pi = fxr.match(fxr.infer(Net(), x[:2]), states[0], states[2])
+    expected = fxr.calibrate(Net(), *states, pi, x, x + 3).state
+    written = load_state("f1.safetensors")
+    assert all(torch.allclose(written[k], expected[k], atol=1e-5) for k in expected)
+    status, text, _ = out(f"{plain} -o f2.safetensors --inputs inputs.safetensors --alpha auto --json")
+    assert status == DONE and json.loads(text)["alpha"] == fxr.choose_alpha(Net(), *states, pi, x).value
+
+
+def test_inputs_that_do_not_go_together_or_do_not_fit(out, folder):
+    save_state({"x": torch.randn(48, 4)}, "in1.safetensors")
+    save_state({"x": torch.randn(48, 5)}, "in2.safetensors")
+    save_state({"x": torch.randn(48, 4), "y": torch.randn(48, 4)}, "in3.safetensors")
+    plain = "transport clinet:pair a.safetensors ft.pt b.safetensors -o no.safetensors"
+    for options, message in (
+            ("--keep in1.safetensors", "--keep needs inputs of the task"),
+            ("--alpha auto", "--alpha auto needs inputs of the task"),
+            ("--alpha all", "'all' is neither a number nor auto"),
+            ("--inputs in1.safetensors --alpha 0.5", "leave --alpha out"),
+            ("--inputs in1.safetensors --keep in1.safetensors --alpha auto", "has no use for --keep"),
+            ("--inputs in2.safetensors", "does not run on the inputs"),
+            ("--inputs in3.safetensors", "'y', which is no argument of Net.forward: it takes x"),
+            ("--inputs none.npz", "cannot read the inputs none.npz")):
+        status, _, said = out(f"{plain} {options}")
+        assert status == WRONG and message in said, said
+    assert not Path("no.safetensors").exists()
 
 
 def test_transport_with_an_alignment_needs_no_model(out, folder):

@@ -17,8 +17,10 @@ from ..spec import Spec
 from ..transport import Adapter, Merged, transport_adapter, transported
 from .command import commands, find
 from .file import card, claim, opened, read
+from .fitting import fitted, fitted_adapter, refuse_fitting
 from .model import spec_of
-from .option import extra_option, input_option, json_option, matching_options, output_option, refuse_matching
+from .option import (Alpha, extra_option, input_option, json_option, matching_options, output_option,
+                     refuse_matching)
 from .progress import counting
 from .speech import answer, note
 
@@ -60,8 +62,13 @@ def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Stored, output
 @commands.command("transport")
 @click.argument("paths", nargs=-1, metavar="MODEL BASE FINETUNED TARGET")
 @output_option("The checkpoint to write.")
-@click.option("--alpha", type=float, default=1.0, show_default=True,
-              help="How much of the fine-tuning is added.")
+@click.option("--alpha", type=Alpha(), default=1.0, show_default=True,
+              help="How much of the fine-tuning is added; auto: what agrees best with FINETUNED on --inputs.")
+@click.option("--inputs", "samples", type=click.Path(), metavar="FILE",
+              help="Unlabelled inputs of the task (safetensors or npz, by the names of MODEL's arguments): the "
+                   "result is fitted to what FINETUNED makes of them.")
+@click.option("--keep", type=click.Path(), metavar="FILE",
+              help="Inputs on which TARGET's own outputs are kept; as --inputs.")
 @click.option("--alignment", "given", type=click.Path(), metavar="FILE",
               help="Use this alignment of BASE onto TARGET instead of matching. MODEL can be left out then; "
                    "if it is given, the alignment must be one of its symmetries.")
@@ -72,9 +79,9 @@ def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Stored, output
 @extra_option
 @json_option
 @click.pass_context
-def transport_command(context: click.Context, paths: tuple[str, ...], output: str, alpha: float,
-                      given: str | None, full: bool, inputs: tuple[str, ...], ignore_extra: bool, as_json: bool,
-                      **how: Any) -> None:
+def transport_command(context: click.Context, paths: tuple[str, ...], output: str, alpha: float | str,
+                      samples: str | None, keep: str | None, given: str | None, full: bool, inputs: tuple[str, ...],
+                      ignore_extra: bool, as_json: bool, **how: Any) -> None:
     """Carry a fine-tuning over: TARGET + alpha * pi(FINETUNED - BASE), stored as TARGET is.
 
     FINETUNED may be the folder of an adapter (PEFT, LoRA); then an adapter for TARGET is written.
@@ -83,22 +90,55 @@ def transport_command(context: click.Context, paths: tuple[str, ...], output: st
         raise click.UsageError("give MODEL BASE FINETUNED TARGET, or BASE FINETUNED TARGET and --alignment "
                                "FILE", context)
     model, (base, finetuned, target) = (paths[0] if len(paths) == 4 else None), paths[-3:]
+    refuse_fitting(context, model, alpha, samples, keep)
     adapter = is_adapter(finetuned)
+    if adapter and samples and (full or alpha == "auto"):
+        raise click.UsageError("with --inputs an adapter gets gains in its factors: leave --full and --alpha out", context)
     if full and not adapter:
         raise click.UsageError(f"--full is for adapters, and {finetuned} is not the folder of one", context)
     inside = model if model and os.path.isdir(model) else None
-    claim(output, base, finetuned, target, given, inside, like=target if full or not adapter else None, folder=True)
+    claim(output, base, finetuned, target, given, samples, keep, inside, like=target if full or not adapter else None, folder=True)
     if given:
         refuse_matching(context, "--alignment is given")
     alignment, data, text = _alignment(model, base, target, given, inputs, ignore_extra, how)
+    said = f"alpha {alpha}" if isinstance(alpha, str) else f"alpha {alpha:g}"
     data |= {"alpha": alpha, "output": output}
     section = _card(base, finetuned, target, alignment, data)
-    if adapter:
+    if samples:
+        which = _fit_adapter if adapter else _fit
+        more, said = which(model, inputs, alignment, (base, finetuned, target), output, alpha, samples, keep,
+                           ignore_extra, section)
+        data |= more
+    elif adapter:
         _carry_adapter(alignment, base, finetuned, target, output, alpha, full, ignore_extra, section)
     else:
         with opened(alignment, (base, finetuned, target), ignore_extra) as (alignment, stored):
             write("transport", transported(*stored, alignment, alpha=finite(alpha)), stored[2], output, section)
-    answer(data, f"{text}; alpha {alpha:g}; written: {output}", as_json)
+    answer(data, f"{text}; {said}; written: {output}", as_json)
+
+
+def _fit(model: str, inputs: tuple[str, ...], alignment: Alignment, paths: tuple[str, str, str], output: str,
+         alpha: float | str, samples: str, keep: str | None, ignore_extra: bool,
+         section: str) -> tuple[dict[str, Any], str]:
+    """Writes what is fitted to inputs; what there is to say about it, as data and as text."""
+    with opened(alignment, paths, ignore_extra) as (alignment, stored):
+        state, data, text = fitted(model, inputs, stored, alignment, alpha, samples, keep)
+        write("transport", state.items(), stored[2], output, section)
+    return data, text
+
+
+def _fit_adapter(model: str, inputs: tuple[str, ...], alignment: Alignment, paths: tuple[str, str, str], output: str,
+                 alpha: float | str, samples: str, keep: str | None, ignore_extra: bool,
+                 section: str) -> tuple[dict[str, Any], str]:
+    """The same for an adapter."""
+    base, folder, target = paths
+    adapter = Adapter(*load_adapter(folder))
+    with opened(alignment, (base, target), ignore_extra) as (alignment, (old, new)):
+        tuned = Merged(old, adapter, Parts(alignment))
+        carried = transport_adapter(old, adapter, new, alignment)
+        carried, data, text = fitted_adapter(model, inputs, (old, tuned, new), alignment, carried, samples, keep)
+    _save_adapter(carried, target, output, folder, section)
+    return data, text
 
 
 def finite(alpha: float) -> float:
@@ -129,6 +169,10 @@ def _carry_adapter(alignment: Alignment, base: str, folder: str, target: str, ou
             write("transport", transported(old, tuned, new, alignment, alpha=finite(alpha)), new, output, section)
             return
         carried = transport_adapter(old, adapter, new, alignment, alpha)
+    _save_adapter(carried, target, output, folder, section)
+
+
+def _save_adapter(carried: Adapter, target: str, output: str, folder: str, section: str) -> None:
     for text in carried.notes:
         note(text)
     config = dict(carried.config) | {"base_model_name_or_path": target, "revision": None}

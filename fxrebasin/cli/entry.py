@@ -14,6 +14,7 @@ import click
 
 from ..checkpoint import CheckpointNote
 from ..errors import NotEquivalentError
+from ..transport import TransportNote
 from . import carry  # noqa: F401 - its commands
 from .command import commands
 from .speech import DONE, INTERRUPTED, NO, TERMINATED, WRONG, explain, fail, hush, note
@@ -39,7 +40,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     hush(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", CheckpointNote)
+        for kind in (CheckpointNote, TransportNote):
+            warnings.simplefilter("always", kind)
         warnings.showwarning = lambda message, *_: note(str(message))
         try:
             status = commands.main(arguments, prog_name="fxrebasin", standalone_mode=False)

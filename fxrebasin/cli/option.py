@@ -9,6 +9,19 @@ from click.core import ParameterSource
 from ..match import METHODS
 from .speech import hush
 
+
+class Alpha(click.ParamType):
+    """A number, or the word auto."""
+
+    name = "number|auto"
+
+    def convert(self, value, param, ctx):
+        try:
+            return value if value == "auto" else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+
+
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 _QUIET = click.option("--quiet", is_flag=True, expose_value=False, is_eager=True,
                       callback=lambda context, option, value: hush(value),

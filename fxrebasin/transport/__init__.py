@@ -11,13 +11,19 @@ To be read in this order:
     gains          how much of a carried task vector is used
     fit, head      what is fitted to the inputs: gains, all weights; the last linear map
     calibrate      a carried task vector and a handful of inputs become the fine-tuned function
+    alpha          how much of it to add, by agreement on inputs
+    published/     other ways to carry a task vector over, under the names of their papers
+    probes         inputs where there are none
 """
 from .adapter import Adapter, Merged, merge_adapter
+from .alpha import Alpha, choose_alpha
 from .by_part import transported
-from .calibrate import Calibration, TransportNote, calibrate
+from .calibrate import Calibration, calibrate
 from .carry_adapter import transport_adapter
 from .gains import Gains
-from .task_vector import State, task_vector, transport
+from .probes import Probes, probes
+from .published import carry
+from .task_vector import State, TransportNote, task_vector, transport
 
-__all__ = ["Adapter", "Calibration", "Gains", "Merged", "State", "TransportNote", "calibrate", "merge_adapter",
-           "task_vector", "transport", "transport_adapter", "transported"]
+__all__ = ["Adapter", "Alpha", "Calibration", "Gains", "Merged", "Probes", "State", "TransportNote", "calibrate", "carry",
+           "choose_alpha", "merge_adapter", "probes", "task_vector", "transport", "transport_adapter", "transported"]

@@ -26,7 +26,7 @@ from .gains import Gains
 from .head import fit_head
 from .outputs import Distance, Goal, Runner, agreement, flat, goal
 from .samples import Samples, samples_of
-from .task_vector import State, task_vector, transport
+from .task_vector import State, TransportNote, transport
 
 FITS = ("gains", "head", "all")
 PASSES = 200  # forward and backward, of 64 inputs each, both starts together
@@ -34,10 +34,6 @@ ITERATIONS = 20  # of L-BFGS
 SHARE = 0.4  # of the passes that L-BFGS may take: more inputs than that allows are left to Adam
 FEW = 32
 BASE, CARRIED = "the target itself", "pi(tau)"
-
-
-class TransportNote(UserWarning):
-    """Something about a calibration that its user should know."""
 
 
 @dataclass(frozen=True)
@@ -133,17 +129,16 @@ class _Job:
         seed: int,
     ):
         self.spec, self.target, self.loss, self.notes = alignment.spec, target, loss, []
-        carried = transport(base, finetuned, target, alignment)
         dtypes = [tensor.dtype for tensor in target.values() if tensor.is_floating_point()]
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.device = next(iter(target.values())).device
+        carried = transport(base, finetuned, target, alignment, dtype=self.dtype)
         self.run = Runner(model, self.device, self.dtype)
         self.generator = torch.Generator().manual_seed(seed)
         self.own, self.carried, self.teacher, old = map(self._wide, (target, carried, finetuned, base))
         self.idle = all(torch.equal(self.teacher[name], old[name]) for name in old)
         self.fitted = _parameters(model, self.own, self.spec.ties)
-        moved = alignment.apply(task_vector({name: base[name] for name in self.spec.names}, finetuned))
-        self.vector = {name: moved[name].to(self.device, self.dtype) for name in self.fitted if name in moved}
+        self.vector = {name: self.carried[name] - self.own[name] for name in self.fitted}
 
     def _wide(self, state: State) -> dict[str, Tensor]:
         return {

@@ -52,13 +52,14 @@ def difference(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return torch.where(new == old, torch.zeros_like(found), found) if found.isnan().any() else found
 
 
-def transport(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float = 1.0, *,
+def transport(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float | str = 1.0, *,
               statistics: str = "ratio", dtype: torch.dtype | None = None, model: nn.Module | None = None,
               inputs: Any = None, keep: Any = None) -> dict[str, torch.Tensor]:
     """A new state: target + alpha * pi(finetuned - base), for the alignment pi of base onto target.
 
     base, finetuned, target  states of one architecture
-    alpha       how much of the task vector is added; 1 is all of it, 0 gives the target back
+    alpha       how much of the task vector is added; 1 is all of it, 0 gives the target back; "auto": as much as
+                agrees best with the fine-tuned model on `inputs` (see `choose_alpha`)
     statistics  "ratio": running variances are multiplied by what the fine-tuning multiplied them by, and running means
                 shifted by as many deviations; "target": those of the target stay
     dtype       of the floating-point tensors that come out; by default each has the target's
@@ -70,7 +71,10 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
     float32 at least. Tensors that the target ties stay tied, unless the fine-tuning broke the tie: then each is carried
     by itself, with a warning. Raises StateError if a state does not fit, or a sum leaves the range of its dtype.
     """
-    if inputs is not None:
+    if inputs is not None or alpha == "auto":
+        if statistics != "ratio" or dtype is not None:
+            raise FxrebasinError("with inputs, statistics and dtypes are the target's or carried as by default: leave "
+                                 "statistics and dtype out")
         return _calibrated(base, finetuned, target, alignment, alpha, model, inputs, keep)
     if keep is not None:
         raise FxrebasinError("inputs to keep say nothing without inputs of the task: give inputs as well")
@@ -81,8 +85,8 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
     base, finetuned = fitted(spec, base, "the base")[0], fitted(spec, finetuned, "the fine-tuned state")[0]
     target, fit = fitted(spec, target, "the target")
     spec.check_together({"the base": base, "the fine-tuned state": finetuned, "the target": target})
-    if not torch.isfinite(torch.tensor(float(alpha))):
-        raise StateError(f"alpha is {alpha}: give a finite number")
+    if isinstance(alpha, str) or not torch.isfinite(torch.tensor(float(alpha))):
+        raise StateError(f"alpha is {alpha}: give a finite number" + ', or "auto"' * isinstance(alpha, str))
     vector = task_vector({name: base[name] for name in spec.names}, finetuned)
     carried = alignment.carry(vector | changes(spec, base, finetuned))
     told = arrived(spec, target, carried, alpha) if statistics == "ratio" else dict.fromkeys(statistics_of(spec))
@@ -103,12 +107,19 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
     return result if fit is None else undone(fit, result, given)
 
 
-def _calibrated(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float,
+def _calibrated(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float | str,
                 model: nn.Module | None, inputs: Any, keep: Any) -> dict[str, torch.Tensor]:
+    """What inputs decide: alpha alone, or all that is fitted."""
+    from .alpha import choose_alpha
     from .calibrate import calibrate
 
-    if model is None:
-        raise FxrebasinError("fitting to inputs needs the module (`model=`)")
+    if model is None or inputs is None:
+        raise FxrebasinError("fitting to inputs needs the module and inputs (`model=`, `inputs=`)")
+    if alpha == "auto":
+        if keep is not None:
+            raise FxrebasinError('alpha="auto" has no use for inputs to keep: leave alpha out to fit to both')
+        chosen = choose_alpha(model, base, finetuned, target, alignment, inputs)
+        return transport(base, finetuned, target, alignment, chosen.value)
     if alpha != 1:
         raise FxrebasinError(f"alpha is {alpha}, but with inputs it is fitted: leave it out")
     return calibrate(model, base, finetuned, target, alignment, inputs, keep).state

@@ -45,7 +45,7 @@ def carry(model: nn.Module, base: State, finetuned: State, target: State, alignm
     if inputs is None:
         raise StateError(f"the method {method!r} needs inputs of the task: give a batch of them (inputs=)")
     spec = alignment.spec
-    moved = alignment.apply(task_vector({name: base[name] for name in spec.names}, finetuned))
+    moved = alignment.carry(task_vector({name: base[name] for name in spec.names}, finetuned))
     changes = METHODS[method](scene(model, base, finetuned, target, moved, samples_of(inputs, "inputs"), spec.ties))
     changes |= {alias: changes[name] for alias, name in spec.ties.items() if name in changes}
     done: dict[int, Tensor] = {}
