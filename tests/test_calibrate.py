@@ -394,3 +394,121 @@ def test_mixing_stays_between_the_samples_and_keeps_sequences_together():
     )
     assert bool((other.kwargs["x"] <= 1).all()) and not torch.equal(other.kwargs["x"], samples.kwargs["x"])
     assert torch.equal(other.kwargs["k"], samples.kwargs["k"])
+
+
+# == alpha, published methods, probes ========================================================================
+
+
+def test_alpha_by_agreement():
+    """Where the target is the base and the fine-tuning is twice too small, alpha is what undoes that."""
+    it = case("mlp", 32)
+    half = {k: it.base[k] + (it.fine[k] - it.base[k]) / 1.6 for k in it.base}
+    still = it.pi.spec.identity()
+    chosen = fxr.choose_alpha(it.module, it.base, it.fine, it.base, still, it.inputs)
+    assert chosen.value == 1 and chosen.curve[1.0] < 1e-12 and "alpha 1 " in str(chosen)
+    halved = transported(it, it.base, half, it.base, still)
+    whole = fxr.transport(it.base, half, it.base, still, alpha=1.6)
+    assert max(float((halved[k] - whole[k]).abs().max()) for k in whole) < 0.05
+
+
+def transported(it: Case, base, half, target, pi):
+    """transport(alpha="auto") towards what 1.6 times the vector `half` says."""
+    full = {k: base[k] + 1.6 * (half[k] - base[k]) for k in base}
+    chosen = fxr.choose_alpha(it.module, {k: full[k] - (half[k] - base[k]) for k in base}, full, target, pi, it.inputs)
+    assert 1.5 < chosen.value < 1.7
+    return fxr.transport(base, half, target, pi, alpha=chosen.value)
+
+
+def test_transport_with_alpha_auto():
+    it = case("mlp")
+    chosen = fxr.choose_alpha(*it.all, it.inputs)
+    auto = fxr.transport(*it.all[1:], "auto", model=it.module, inputs=it.inputs)
+    plain = fxr.transport(*it.all[1:], chosen.value)
+    assert all(torch.equal(auto[k], plain[k]) for k in plain)
+    assert chosen.curve[chosen.value] == min(chosen.curve.values())
+    with pytest.raises(fxr.FxrebasinError, match="needs the module and inputs"):
+        fxr.transport(*it.all[1:], "auto")
+    with pytest.raises(fxr.StateError, match='alpha is all: give a finite number, or "auto"'):
+        fxr.transport(*it.all[1:], "all")
+
+
+def smooth(*sizes: int) -> nn.Sequential:
+    """Nothing is ever switched off: every feature is seen in every sample."""
+    return nn.Sequential(*[layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.Tanh())][:-1]).double()
+
+
+@pytest.mark.parametrize("method", ["theseus", "bico"])
+def test_turns_undo_a_permutation(method):
+    """Where the target is the permuted base, activations of more inputs than features give the permutation back: what
+    linear maps learned arrives as pi(tau). Gradients span no more than the outputs, so `bico` finds the last map."""
+    torch.manual_seed(0)
+    module = smooth(24, 20, 12, 4)
+    base = {k: v.clone() for k, v in module.state_dict().items()}
+    fine, x = moved(base, 0.5, 1), torch.randn(96, 24, dtype=torch.float64)
+    pi = fxr.infer(module, x[:3]).random(1)
+    target, wanted = pi.apply(base), pi.apply(fine)
+    result = fxr.carry(module, base, fine, target, pi, x, method=method)
+    for name in (wanted if method == "theseus" else ["4.weight", "4.bias"]):
+        assert torch.allclose(result[name], wanted[name], atol=1e-6), name
+    assert not torch.allclose(result["0.weight"], target["0.weight"])
+
+
+@pytest.mark.parametrize("name", ["lenet", "vit_fused", "gpt2_conv1d", "lstm"])
+@pytest.mark.parametrize("method", ["theseus", "bico"])
+def test_turns_keep_sizes_on_any_module(name, method):
+    it = case(name, 32)
+    result = fxr.carry(*it.all, it.inputs, method=method)
+    vector = fxr.task_vector(it.base, it.fine)
+    changed = [k for k in result if not torch.equal(result[k], it.target[k])]
+    assert any(result[k].ndim > 1 for k in changed)
+    for k in changed:
+        assert float((result[k] - it.target[k]).norm()) == pytest.approx(float(vector[k].norm()), rel=1e-5)
+
+
+def test_gradfix_keeps_what_goes_down():
+    it = case("mlp", 32)
+    still = it.pi.spec.identity()
+    result = fxr.carry(it.module, it.base, it.fine, it.target, still, it.inputs, method="gradfix")
+    vector = fxr.task_vector(it.base, it.fine)
+    for name in result:
+        change = result[name] - it.target[name]
+        assert bool(((change.abs() < 1e-12) | ((change - vector[name]).abs() < 1e-12)).all())
+    used = sum(int((result[k] != it.target[k]).sum()) for k in result) / sum(v.numel() for v in result.values())
+    assert 0.3 < used < 0.7
+    step = {k: it.target[k] + 1e-3 * (result[k] - it.target[k]) for k in result}
+    assert it.gap(step) < it.gap(it.target)
+
+
+def test_the_control_is_a_random_element():
+    it = case("mlp")
+    result = fxr.carry(*it.all, method="random", seed=3)
+    assert all(torch.equal(result[k], v) for k, v in fxr.transport(*it.all[1:4], it.pi.spec.random(3)).items())
+    with pytest.raises(fxr.FxrebasinError, match="unknown method 'magic': choose one of theseus, bico, gradfix, random"):
+        fxr.carry(*it.all, it.inputs, method="magic")
+    with pytest.raises(fxr.StateError, match="'bico' needs inputs of the task"):
+        fxr.carry(*it.all, method="bico")
+
+
+def test_ties_survive_published_methods():
+    it = case("gpt2", 16)
+    result = fxr.carry(*it.all, it.inputs, method="gradfix")
+    assert it.pi.spec.ties and all(result[a] is result[b] for a, b in it.pi.spec.ties.items())
+
+
+def test_probes_of_images_are_1_over_f():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+    state = module.state_dict()
+    found = fxr.probes(module, state, moved(state, 0.1, 0), torch.zeros(2, 3, 16, 16), 48)
+    assert found.inputs.shape == (48, 3, 16, 16) and found.trusted and found.agreement > 0.9
+    power = torch.fft.fft2(found.inputs).abs().mean((0, 1))
+    assert float(power[0, 1] / power[0, 4]) == pytest.approx(4, rel=0.3) and float(found.inputs.std()) == pytest.approx(1, rel=1e-3)
+
+
+def test_probes_of_tokens_are_by_frequency_and_noise_is_seen_through():
+    it = case("gpt2")
+    found = fxr.probes(it.module, it.fine, it.base, it.inputs, 64)
+    counts = torch.bincount(found.inputs.flatten() if isinstance(found.inputs, torch.Tensor) else found.inputs[0].flatten(), minlength=11)
+    assert counts.argmax() == 0 and len(counts) == 11
+    with pytest.warns(UserWarning, match="agree no better than chance"):
+        unrelated = {k: torch.randn_like(v) for k, v in it.base.items()}
+        assert not fxr.probes(it.module, it.fine, unrelated, it.inputs, 64, seed=1).trusted

@@ -32,6 +32,7 @@ FITS = ("gains", "head", "all")
 PASSES = 200  # forward and backward, of 64 inputs each, both starts together
 ITERATIONS = 20  # of L-BFGS
 SHARE = 0.4  # of the passes that L-BFGS may take: more inputs than that allows are left to Adam
+CARRIED_SHARE = 0.6  # of what is left then, for the start from pi(tau); the rest is for that from the target
 FEW = 32
 BASE, CARRIED = "the target itself", "pi(tau)"
 
@@ -208,14 +209,14 @@ class _Job:
             gains, start = self._gains(passes)
             note("gains", start)
         if fit == "all":
-            each = max(passes - self.bench.passes, 0) / 2
-            note("gains, then all weights", *fit_weights(self.bench, start, self._steps(each)))
+            left = max(passes - self.bench.passes, 0)
+            note("gains, then all weights", *fit_weights(self.bench, start, self._steps(CARRIED_SHARE * left)))
         self.bench.around = self._around(self.own)
         note(BASE, self._weights(self.own))
         if fit == "all":
             note(
                 "all weights from the target",
-                *fit_weights(self.bench, self._weights(self.own), self._steps(each)),
+                *fit_weights(self.bench, self._weights(self.own), self._steps((1 - CARRIED_SHARE) * left)),
             )
         return found, gains
 

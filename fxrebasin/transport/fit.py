@@ -16,7 +16,7 @@ from .samples import mixed
 
 UNIT = 64  # inputs that one forward and backward pass is counted by
 EVALUATIONS = 1.25  # of the loss for each iteration of L-BFGS, at most
-RATE, WARM_UP, PATIENCE = 3e-4, 5, 3
+RATE, WARM_UP = 3e-4, 5
 EVERY = 10  # steps between two looks at what is held back
 FAR = 10.0  # a mixture whose outputs are further off than so many deviations is none that the module was made for
 State = dict[str, Tensor]
@@ -107,7 +107,7 @@ def fit_weights(bench: Bench, start: State, steps: int) -> tuple[State, float]:
     """All weights by Adam from a start, on mixtures of the inputs; those with the lowest loss on what is held
     back, and that loss."""
     weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
-    best, score, worse = start, bench.held_back(start), 0
+    best, score = start, bench.held_back(start)
     solver = torch.optim.Adam(weights.values(), lr=RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         solver, lambda t: min((t + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * t / steps))
@@ -123,15 +123,7 @@ def fit_weights(bench: Bench, start: State, steps: int) -> tuple[State, float]:
         if step % EVERY == 0 or step == steps:
             now = bench.held_back({name: tensor.detach() for name, tensor in weights.items()})
             if now < score:
-                best, score, worse = (
-                    {name: tensor.detach().clone() for name, tensor in weights.items()},
-                    now,
-                    0,
-                )
-            else:
-                worse += 1
-            if worse == PATIENCE:
-                break
+                best, score = {name: tensor.detach().clone() for name, tensor in weights.items()}, now
     return best, score
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ..capture.leaves import arguments
+from ..capture import Program, capture
+from ..capture.leaves import arguments, inputs_of, signature_of
 from ..errors import StateError
 from .outputs import Outputs, Runner
 from .samples import Samples, samples_of
@@ -53,8 +54,8 @@ def probes(model: nn.Module, finetuned: State, target: State, example_inputs: An
     """Inputs of the kind of `example_inputs`, made from nothing.
 
     example_inputs  as for `infer`: shapes and dtypes; where their numbers differ, floating-point probes have their
-                    mean and deviation. Whole numbers are token ids (of the vocabulary of the first table of the
-                    state that has room for them), truth values and `attention_mask` are all true.
+                    mean and deviation. Whole numbers are token ids of the table that they look rows up in, truth
+                    values and `attention_mask` are all true.
     count           how many
 
     Warns where the two models agree on them no better than chance: then nothing that rests on them is worth
@@ -62,7 +63,8 @@ def probes(model: nn.Module, finetuned: State, target: State, example_inputs: An
     """
     args, kwargs = arguments(example_inputs)
     generator = torch.Generator().manual_seed(seed)
-    tables = sorted(tensor.shape[0] for tensor in target.values() if tensor.ndim == 2)
+    rooms = _rooms(capture(model, example_inputs))
+    names = {id(tensor): path for path, tensor in inputs_of(signature_of(model), args, kwargs).items()}
 
     def made(path: tuple, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.ndim == 0:
@@ -71,7 +73,7 @@ def probes(model: nn.Module, finetuned: State, target: State, example_inputs: An
             return torch.ones((count, *leaf.shape[1:]), dtype=leaf.dtype)
         if leaf.is_floating_point():
             return _noise(count, leaf, generator)
-        return _tokens(count, leaf, tables, generator)
+        return _tokens(count, leaf, rooms.get(names.get(id(leaf), "")), generator)
     args, kwargs = pytree.tree_map_with_path(made, (args, kwargs))
     inputs = kwargs or (args[0] if len(args) == 1 else args)
     samples = samples_of(inputs, "probes")
@@ -102,15 +104,27 @@ def _noise(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
     return (pink * float(like.std()) + float(like.mean()) if told else pink).to(like.dtype)
 
 
-def _tokens(count: int, like: Tensor, tables: list[int], generator: torch.Generator) -> Tensor:
+def _tokens(count: int, like: Tensor, room: int | None, generator: torch.Generator) -> Tensor:
     """Token ids, the k-th with a frequency of 1/k."""
-    top = int(like.max()) if like.device.type != "meta" else 1
-    rooms = [size for size in tables if size > max(top, 256)] or [size for size in tables if size > top]
-    if not rooms:
-        raise StateError("there is no table of the state that has room for these whole numbers: no probes can be made")
-    weights = 1 / torch.arange(1, rooms[-1] + 1, dtype=torch.float64)
+    if room is None:
+        raise StateError("whole numbers that look nothing up in a table of the model are no tokens: no probes can be made")
+    weights = 1 / torch.arange(1, room + 1, dtype=torch.float64)
     drawn = torch.multinomial(weights, count * like[0].numel(), replacement=True, generator=generator)
     return drawn.reshape(count, *like.shape[1:]).to(like.dtype)
+
+
+def _rooms(program: Program) -> dict[str, int]:
+    """Path of an input -> how many rows the table has in which it looks rows up."""
+    found: dict[str, int] = {}
+    for node in program.module.graph.nodes:
+        if node.op == "call_function" and str(node.target).startswith("aten.embedding."):
+            index = node.args[1]
+            while isinstance(index, fx.Node) and index.op == "call_function" and index.args:
+                index = index.args[0]
+            source = program.sources.get(index.name) if isinstance(index, fx.Node) else None
+            if source is not None and source.kind == "input":
+                found.setdefault(source.name, int(node.args[0].meta["val"].shape[0]))
+    return found
 
 
 def _agreement(run: Runner, finetuned: State, target: State, samples: Samples,
