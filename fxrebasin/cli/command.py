@@ -21,11 +21,12 @@ from ..match import match
 from ..show import WIDTH, tree
 from ..spec import Spec
 from ..verify import Evidence, find_equivalence, verify
+from . import DONE, NO
 from .file import claim, read, write_text
 from .model import load_model, spec_of
 from .option import extra_option, input_option, json_option, matching_options, output_option
 from .progress import working
-from .speech import DONE, NO, answer, note
+from .speech import answer, note
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)

@@ -1,42 +1,40 @@
-"""The entry point: runs one command line, and turns whatever happens into an exit status and a line."""
+"""Runs one command line, and turns whatever happens into an exit status and a line."""
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from types import FrameType
 
 import click
 
 from ..checkpoint import CheckpointNote
 from ..errors import NotEquivalentError
 from ..transport import TransportNote
+from . import DONE, INTERRUPTED, NO, TERMINATED, WRONG
 from . import carry  # noqa: F401 - its commands
 from .command import commands
-from .speech import DONE, INTERRUPTED, NO, TERMINATED, WRONG, explain, fail, hush, note
+from .speech import explain, fail, hush, note
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: leave as on Ctrl-C, with nothing half-written."""
+class Interrupts:
+    """Handles Ctrl-C, and SIGTERM in the same way; remembers which came, since what it breaks into may report something
+    else. `seen` is the signal, or None."""
+
+    def __init__(self) -> None:
+        self.seen: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.seen = number
+        raise KeyboardInterrupt
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `fxrebasin`: never returns."""
-
-    def terminate(*_: Any) -> None:
-        raise Terminated
-
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, terminate)
-    sys.exit(run(arguments))
-
-
-def run(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None, interrupts: Interrupts | None = None) -> int:
     """Runs one command line, without the program's name; returns the exit status."""
+    interrupts = interrupts or Interrupts()
     hush(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -49,13 +47,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return status if isinstance(status, int) else DONE
         except click.exceptions.Exit as error:
             return error.exit_code
-        except (KeyboardInterrupt, click.Abort) as error:
-            terminated = isinstance(error.__cause__ or error, Terminated)
-            return fail("interrupted: nothing is half-written", TERMINATED if terminated else INTERRUPTED)
-        except BrokenPipeError:  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        except Exception as error:  # noqa: BLE001 - a defect is a line too
-            if os.environ.get("FXREBASIN_DEBUG"):
-                traceback.print_exc()
-            return fail(explain(error), NO if isinstance(error, NotEquivalentError) else WRONG)
+        except BaseException as error:  # noqa: BLE001 - a defect is a line too
+            return _ended_by(error, interrupts)
+
+
+def _ended_by(error: BaseException, interrupts: Interrupts) -> int:
+    """The exit status for what went wrong, after a line that says so."""
+    if interrupts.seen or isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return fail("interrupted: nothing is half-written", TERMINATED if interrupts.seen == signal.SIGTERM else INTERRUPTED)
+    if isinstance(error, (SystemExit, GeneratorExit)):
+        raise error
+    if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+        return 141
+    if os.environ.get("FXREBASIN_DEBUG"):
+        traceback.print_exc()
+    if isinstance(error, OSError) and error.filename is None:  # files' errors are said where they are read and written
+        return fail(f"the answer cannot be written: stdout: {error.strerror or error}: what was to be written to files is "
+                    "written", WRONG)
+    return fail(explain(error), NO if isinstance(error, NotEquivalentError) else WRONG)
+

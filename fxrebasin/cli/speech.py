@@ -1,6 +1,7 @@
 """What is said to the user: answers on stdout, everything else on stderr, each a line."""
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -9,7 +10,6 @@ import click
 from ..errors import FxrebasinError
 
 _quiet = False
-DONE, NO, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 def answer(data: dict[str, Any], text: str, as_json: bool) -> None:
@@ -32,7 +32,8 @@ def note(text: str, word: str = "note") -> None:
     if _quiet and word != "error":
         return
     line = "".join(c if c.isprintable() else " " for c in text)
-    click.echo(f"fxrebasin: {word}: {' '.join(line.split())}", err=True)
+    with contextlib.suppress(OSError):  # with stderr closed there is nobody to tell
+        click.echo(f"fxrebasin: {word}: {' '.join(line.split())}", err=True)
 
 
 def fail(text: str, status: int) -> int:
