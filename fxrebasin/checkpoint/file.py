@@ -50,7 +50,8 @@ def open_torch(path: Path, mapped: bool = True) -> tuple[State, str | None]:
     mapped  leave the numbers in the file until they are used (where it is of the newer kind); else they are read, and
             held against the file's checksums
     """
-    is_zip = zipfile.is_zipfile(path)
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
     if is_zip and not mapped:
         _check_sums(path)
     try:
@@ -113,7 +114,8 @@ def write_torch(state: Mapping[str, Tensor], path: Path, wrapper: str | None = N
     """Writes tensors in CPU memory to a torch file. Raises OSError."""
     tensors = _compact(state)
     try:
-        torch.save({wrapper: tensors} if wrapper else tensors, path)
+        with open(path, "wb") as file:  # by its name the file would say what the draft was called
+            torch.save({wrapper: tensors} if wrapper else tensors, file)
     except RuntimeError as error:  # how it reports a full disk
         raise OSError(first_sentence(error)) from None
 
