@@ -9,18 +9,13 @@ import numpy as np
 import torch
 
 from ..factors import Factors, Value
-from .sample import Keyword, T
+from ..rules.rule import resolve
+from ..rules.sample import Keyword, T
 
 EXACT = 1e-10  # largest relative difference that counts as equal, in float64
 # What an op or a rule raises on arguments that it cannot take.
 ERRORS = (KeyError, IndexError, ValueError, TypeError, StopIteration, AssertionError, ZeroDivisionError,
           RuntimeError, AttributeError, NotImplementedError)
-
-
-def resolve(op: str) -> torch._ops.OpOverload:
-    """The op of a name such as "aten.linear.default". Raises AttributeError if there is none."""
-    namespace, name, overload = op.split(".")
-    return getattr(getattr(getattr(torch.ops, namespace), name), overload)
 
 
 class Case:
@@ -74,10 +69,19 @@ class Case:
         schema = self.target._schema.arguments
         return {a.name: a.default_value for a in schema} | {a.name: x for a, x in zip(schema, args)} | kwargs
 
+    def masks(self, name: str) -> bool:
+        """Whether an argument, or an element of it, is a tensor of booleans."""
+        given = self._given(name)
+        return any(x.dtype == torch.bool for x in (given if isinstance(given, (list, tuple)) else [given])
+                   if isinstance(x, torch.Tensor))
+
+    def _given(self, name: str) -> Any:
+        place = [a.name for a in self.target._schema.arguments].index(name)
+        return self.kwargs.get(name, self.args[place] if place < len(self.args) else None)
+
     def content(self, name: str) -> np.ndarray | None:
         """The numbers of an argument, if it is a constant (the first tensor of a list)."""
-        place = [a.name for a in self.target._schema.arguments].index(name)
-        given = self.kwargs.get(name, self.args[place] if place < len(self.args) else None)
+        given = self._given(name)
         if isinstance(given, (list, tuple)):
             given = next((x for x in given if isinstance(x, torch.Tensor)), None)
         return given.numpy() if id(given) in self.constants else None

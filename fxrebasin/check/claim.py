@@ -89,7 +89,7 @@ class Claim:
         for name, size in case.points.items():
             values[name].points = values[f"axis of {name}"] = factors.value((size,))
         arguments = case.arguments(values, factors)
-        call = Call(factors, case.op, arguments, case.shapes, "the sample", used, case.content)
+        call = Call(factors, case.op, arguments, case.shapes, "the sample", used, case.content, masks=case.masks)
         self.results = rule.apply(call)[: len(case.shapes)]
         if [r.shape for r in self.results] != case.shapes:
             raise ValueError(f"it says {[r.shape for r in self.results]}, the op makes {case.shapes}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from .case import ERRORS, Case, resolve
-from .sample import Keyword, T
+from ..rules.sample import Keyword, T
 
 
 def default_samples(op: str) -> tuple[Callable, ...]:

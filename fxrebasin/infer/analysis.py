@@ -19,15 +19,16 @@ from torch.utils import _pytree as pytree
 
 from ..capture import Program, Source
 from ..factors import Factors, Value
-from ..rules import RULES, Call
-from ..rules.ties import Ties
+from ..rules import RULES, Call, Uncovered
 from ..spec import Spec
 from ..spec.fit import digest_of
-from .constants import SMALL, Constants, argument, constant, shapes
+from .constants import SMALL, Constants, argument, constant, shapes, tensors
+from .distinct import Distinct
 from .folds import folds
 from .indices import Indices
 from .reader import Reader
 from .regions import region
+from .unordered import settle
 
 _INPUT = "follows an input of the network"
 _REASONS = {"returned": "network output {!r}", "decision": "decides a branch ({})", "pinned": "{}",
@@ -48,6 +49,7 @@ class Analysis:
         self.indices = Indices()
         self.origin: dict[fx.Node, fx.Node] = {}  # node of a decomposition or a body -> the node that it is within
         self.decomposed: set[fx.Node] = set()  # nodes of decompositions
+        self.calls: dict[fx.Node, Call] = {}
         self._run()
 
     def _run(self) -> None:
@@ -132,7 +134,9 @@ class Analysis:
         call = Call(self.factors, op, self._arguments(node), sizes, where or op,
                     used=lambda k: any(user.target is not operator.getitem or user.args[1] == k for user in node.users),
                     content=lambda name: self.constants.integers(node, name),
-                    ties=lambda name: self._ties(argument(node, name)))
+                    masks=lambda name: any(v.dtype == torch.bool for v in tensors(argument(node, name))),
+                    distinct=lambda name, *how: self._distinct.along(argument(node, name), *how))
+        self.calls[node] = call
         rule = RULES.get(op)
         reason = f"{op} has no rule"
         if rule is not None:
@@ -141,6 +145,8 @@ class Analysis:
                 if [r.shape for r in results[:len(sizes)]] == sizes:
                     return results
                 reason = f"the rule for {op} does not fit these arguments"
+            except Uncovered as error:
+                reason = str(error)
             except (KeyError, IndexError, ValueError, TypeError, StopIteration, AssertionError, ZeroDivisionError) as error:
                 reason = f"the rule for {op} does not fit these arguments ({type(error).__name__}: {error})"
         elif isinstance(node.target, HigherOrderOperator):
@@ -241,8 +247,14 @@ class Analysis:
         return named
 
     @cached_property
-    def _ties(self) -> Ties:
-        return Ties(self.program.module.graph, self.constants.integers)
+    def _distinct(self) -> Distinct:
+        return Distinct(self.program.module.graph, self.program.sources, self.calls, self.constants)
+
+    def _assumptions(self) -> tuple[str, ...]:
+        """What was taken for granted of axes that are free in the end."""
+        return tuple(dict.fromkeys(text for call in self.calls.values() for axis, text in call.assumed
+                                   if any(not atom.pinned for block in axis.blocks for atom in block.atoms())))
+
     # ----------------------------------------------------------------------------------------------- reading the spec
 
     def spec(self, outputs: str) -> Spec:
@@ -262,10 +274,12 @@ class Analysis:
                     self._pin(value.points, f"network output {output.path!r}")
                 continue
             self._pin(value, _REASONS[output.kind].format(output.path))
+        settle(self.factors, [each for call in self.calls.values() for each in call.unordered], self.state.values())
         self._unused()
         spec = Reader(self.state, free_outputs).spec(program, self.unruled)
         return replace(spec, numbers=numbers_of(program, self.constants.read),
-                       folds=folds(program, self.values, spec))
+                       folds=folds(program, self.values, spec),
+                       assumptions=self._assumptions())
 
     def _unused(self) -> None:
         """What the forward pass does not use could be permuted at will; that says nothing about the function."""

@@ -114,6 +114,12 @@ def argument(node: fx.Node, name: str) -> Any:
     return node.kwargs.get(name, node.args[names.index(name)] if names.index(name) < len(node.args) else None)
 
 
+def tensors(given: Any) -> list[torch.Tensor]:
+    """The tensors that an argument of a call stands for, as the graph describes them."""
+    nodes = given if isinstance(given, (list, tuple)) else [given]
+    return [n.meta["val"] for n in nodes if isinstance(n, fx.Node) and isinstance(n.meta.get("val"), torch.Tensor)]
+
+
 def shapes(val: Any) -> list[tuple[int, ...]]:
     """The shapes of a node's tensors, from its `meta["val"]`."""
     if isinstance(val, torch.Tensor):

@@ -2,7 +2,9 @@
 
 from . import (attention, choosing, contractions, draws, indexing, linear_algebra, norms, pointwise,  # noqa: F401  (register)
                recurrent, sparse, spatial, views)
-from .call import Call
-from .rule import RULES, Rule, rearrangement, rule
+from .call import Call, Unordered
+from .facts import Facts
+from .rule import RULES, Rule, Uncovered, rearrangement, rule
+from .text import letters
 
-__all__ = ["RULES", "Call", "Rule", "rearrangement", "rule"]
+__all__ = ["RULES", "Call", "Facts", "Rule", "Uncovered", "Unordered", "letters", "rearrangement", "rule"]

@@ -6,12 +6,41 @@ An index remembers which axis its numbers point into (`value.points`); a rule th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 import numpy as np
 
 from ..factors import Atom, Factors, Segment, Value, natural
 from .text import relate
+
+
+class Arguments(dict):
+    """A call's arguments by schema name; notes which ones are read."""
+
+    def __init__(self, given: Mapping[str, Any]):
+        super().__init__(given)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+    def unread(self) -> dict[str, Any]:
+        return {name: dict.__getitem__(self, name) for name in self if name not in self.read}
+
+
+@dataclass(frozen=True)
+class Unordered:
+    """A dimension of a result whose order depends on the places of what was searched: `order`; `searched` along `dim`."""
+
+    order: Value
+    searched: Value
+    dim: int
+    reason: str
 
 
 @dataclass
@@ -25,18 +54,30 @@ class Call:
     why: str = ""  # where in the user's code
     used: Callable[[int], bool] = lambda k: True  # whether result k is used at all
     content: Callable[[str], np.ndarray | None] = lambda name: None  # an argument's numbers, if they never change
-    ties: Callable[[str], str | None] = lambda name: None  # why an argument's numbers may be equal to each other
+    distinct: Callable[[str, int, bool], tuple[str | None, frozenset[str]]] = lambda name, dim, largest: (None, frozenset())
+    # why an argument's numbers may be equal along a dimension, or None, and what that rests on; `largest`: the largest count
+    unordered: list[Unordered] = field(default_factory=list)  # dimensions of results that are in no order
+    assumed: list[tuple[Value, str]] = field(default_factory=list)  # what is taken for granted, and the axis that is free for it
+    masks: Callable[[str], bool] = lambda name: False  # whether a tensor argument, or one of a list, holds booleans
     looked_up: list[Value] = field(default_factory=list)  # the indices that the rule has looked up
+    related: list[Value] = field(default_factory=list)  # the values that the rule has related or pinned
+
+    def __post_init__(self):
+        self.args = self.args if isinstance(self.args, Arguments) else Arguments(self.args)
 
     def tensors(self) -> list[Value]:
         """All tensor arguments in schema order, lists flattened."""
-        found = []
-        for arg in self.args.values():
-            found.extend(x for x in (arg if isinstance(arg, (list, tuple)) else [arg]) if isinstance(x, Value))
-        return found
+        return [x for arg in dict.values(self.args) for x in values_in(arg)]
+
+    def unseen(self) -> dict[str, Any]:
+        """The arguments at which the rule has not looked: neither read by name, nor related, pinned or looked up."""
+        seen = {id(value) for value in (*self.related, *self.looked_up)}
+        return {name: arg for name, arg in self.args.unread().items()
+                if not values_in(arg) or any(id(value) not in seen for value in values_in(arg))}
 
     def pin(self, value: Value, dims=None, because: str | None = None) -> None:
         """Pins dimensions of a value (all by default)."""
+        self.related.append(value)
         reason = f"{because or self.op.removeprefix('aten.').split('.')[0] + ' tells its positions apart'} ({self.why})"
         for block in value.blocks:
             for d in range(len(value.shape)) if dims is None else dims:
@@ -82,4 +123,11 @@ class Call:
         return index.table
 
     def relate(self, text: str, values: list[Value] | None = None, **sizes: int) -> list[Value]:
-        return relate(self, text, [v for v in self.tensors()] if values is None else values, sizes)
+        values = self.tensors() if values is None else values
+        self.related += values
+        return relate(self, text, values, sizes)
+
+
+def values_in(argument: Any) -> list[Value]:
+    """The tensors of an argument: itself, or the elements of a list."""
+    return [x for x in (argument if isinstance(argument, (list, tuple)) else [argument]) if isinstance(x, Value)]

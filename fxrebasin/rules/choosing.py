@@ -8,44 +8,58 @@ from __future__ import annotations
 
 from .norms import reduced
 from ..factors import Value
-from .call import Call
+from .call import Call, Unordered
 from .rule import rearrangement
 
 
-def _ranked(call: Call, place: int) -> Value | None:
+def _ranked(call: Call, place: int, largest: bool) -> Value | None:
     """The axis along which `self` is ranked, if the result of number `place`, which holds the places, is used at all;
-    pinned if numbers may be equal."""
+    pinned if numbers may be equal. `largest`: only the largest are chosen."""
     if not call.used(place):
         return None
     value = call.args["self"]
     dim = call.dim(value)
-    if why := call.ties("self"):
+    why, assumed = call.distinct("self", dim, largest)
+    if why:
         call.pin(value, [dim], because=f"{why}, and among equal numbers their order decides which are chosen")
     letters = [f"d{d}" for d in range(len(value.shape))]
-    return call.relate(f"{' '.join(letters)} -> {letters[dim]}", [value])[0]
+    axis = call.relate(f"{' '.join(letters)} -> {letters[dim]}", [value])[0]
+    name = call.op.removeprefix("aten.").split(".")[0]
+    call.assumed += [(axis, text) for text in (
+        f"no two of the numbers that {name} ranks are equal, for almost all weights and inputs ({call.why})", *sorted(assumed))]
+    return axis
 
 
 @rearrangement("topk.default sort.default sort.stable argsort.default argsort.stable kthvalue.default",
-               sample=lambda T: {"topk": (T(3, 5), 2), "kthvalue": (T(3, 5), 2)}.get(
-                   T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")))
+               moves="chosen", whatever="k keepdim descending stable",
+               sample=(lambda T: {"topk": (T(3, 5), 2), "kthvalue": (T(3, 5), 2)}.get(
+                           T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")),
+                       lambda T: {"topk": (T(3, 5), 2, -1, False), "kthvalue": (T(3, 5, 2), 2, 1, True)}.get(
+                           T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")
+                           + (T.keyword(descending=True),))))
 def ranked(call: Call):
     value = call.args["self"]
     dim, count = call.dim(value), max(len(call.shapes), 1)
-    axis = _ranked(call, count - 1)
+    axis = _ranked(call, count - 1, call.args.get("largest", False))
     letters = [f"d{d}" for d in range(len(value.shape))]
     inside = " ".join(letters)
     kept = " ".join("z" if d == dim else x for d, x in enumerate(letters))
     if len(call.shapes[0]) < len(value.shape):
         kept = kept.replace("z", "")
-    results = [call.relate(f"{inside} -> {kept}", [value])[0] for _ in range(count)]
+    if call.args.get("sorted", True):
+        results = [call.relate(f"{inside} -> {kept}", [value])[0] for _ in range(count)]
+    else:
+        order = call.factors.value((call.args["k"],))
+        results = [call.relate(f"{inside}, z -> {kept}", [value, order])[0] for _ in range(count)]
+        call.unordered.append(Unordered(order, value, dim, f"found in an order that depends on its places ({call.why})"))
     results[-1].points = axis
     return results
 
 
-@rearrangement("max.dim min.dim median.dim", sample=lambda T: (T(2, 3, 4), 1))
+@rearrangement("max.dim min.dim median.dim", moves="chosen", sample=lambda T: (T(2, 3, 4), 1))
 def extremum(call: Call):
     value = call.args["self"]
-    axis = _ranked(call, 1)
+    axis = _ranked(call, 1, call.op.startswith("aten.max"))
     results = [reduced(call, value, [call.dim(value)], call.args["keepdim"]) for _ in range(2)]
     results[1].points = axis
     return results
@@ -64,7 +78,7 @@ def arg_extremum(call: Call):
     if call.args["dim"] is None:
         call.pin(value)
         return reduced(call, value, call.dims(value), call.args["keepdim"])
-    axis = _ranked(call, 0)
+    axis = _ranked(call, 0, call.op.startswith("aten.argmax"))
     result = reduced(call, value, call.dims(value), call.args["keepdim"])
     result.points = axis
     return result

@@ -13,6 +13,7 @@ from .rule import rearrangement
 
 def drawn(call: Call) -> Value:
     """Tensor arguments lend their shape alone."""
+    call.looked_up.extend(call.tensors())
     return call.fresh(call.shapes[0])
 
 
@@ -28,7 +29,7 @@ for _ops, _sample in {
     "randint_like.default random.to": lambda T: (T(2, 3), 7),
     "randint_like.low_dtype random.from": lambda T: (T(2, 3), 2, 7),
 }.items():
-    rearrangement(_ops, sample=_sample)(drawn)
+    rearrangement(_ops, sample=_sample, whatever="*")(drawn)
 
 
 def drawn_with(call: Call) -> list[Value]:
@@ -46,10 +47,10 @@ for _ops, _sample in {
     "normal.float_Tensor": lambda T: (0.0, T.positive(3, 5)),
     "multinomial.default": lambda T: (T.positive(3, 5), 4),
 }.items():
-    rearrangement(_ops, sample=_sample)(drawn_with)
+    rearrangement(_ops, sample=_sample, whatever="*")(drawn_with)
 
 
-@rearrangement("dropout.default alpha_dropout.default native_dropout.default rrelu.default",
+@rearrangement("dropout.default alpha_dropout.default native_dropout.default rrelu.default", whatever="p lower upper",
                sample=tuple(lambda T, on=on: (T(3, 5), 0.1, 0.3, on) if "rrelu" in T.op else (T(3, 5), 0.5, on)
                             for on in (True, False)))
 def dropped(call: Call):
@@ -59,7 +60,7 @@ def dropped(call: Call):
     return [call.relate("*a -> *a")[0], *map(call.factors.constant, call.shapes[1:])]
 
 
-@rearrangement("feature_dropout.default feature_alpha_dropout.default",
+@rearrangement("feature_dropout.default feature_alpha_dropout.default", whatever="p",
                sample=tuple(lambda T, on=on: (T(3, 5, 2), 0.5, on) for on in (True, False)))
 def dropped_as_a_whole(call: Call):
     """Channels meet draws, what is inside them does not."""

@@ -86,6 +86,8 @@ def _place(inside: list[str], dims: list[int], first: int, rank: int) -> list[st
                moves=True)
 def index(call: Call):
     value = call.args["self"]
+    if call.masks("indices"):
+        raise ValueError("how many are taken depends on numbers")
     dims, indices, first, rank = _indexed(call)
     content = call.content("indices") if len(dims) == 1 else None
     if content is not None and content.dtype != bool and _rearranges(content, value.shape[dims[0]]):
@@ -96,7 +98,10 @@ def index(call: Call):
     return _chosen(call, call.relate(text, [value, *indices, *axes])[0], indices, first, rank)
 
 
-@rearrangement("embedding.default", sample=(lambda T: (T(7, 4), T.index(7, 2, 3)), lambda T: (T(7, 4), T.points(7, 2, 3)),
+@rearrangement("embedding.default", text="v d, *i -> *i d", through="weight", scales="weight",
+               whatever="padding_idx scale_grad_by_freq sparse",
+               distinct=lambda given: given["padding_idx"] < 0,  # the row of padding is zero
+               sample=(lambda T: (T(7, 4), T.index(7, 2, 3)), lambda T: (T(7, 4), T.points(7, 2, 3)),
                                             lambda T: (T(5, 4), T.fixed([[4, 2, 0], [1, 3, 0]]))))
 def embedding(call: Call):
     """A row for each number; with a place that points into the rows (the nearest code of a codebook), they follow it."""
@@ -111,13 +116,14 @@ def embedding(call: Call):
     return _chosen(call, call.relate("v d, *i, v -> *i d", [table, index, axis])[0], [index], 0, len(index.shape))
 
 
-@rearrangement("embedding_renorm.default", sample=lambda T: (T(7, 4), T.index(7, 2, 3), 1.0, 2.0))
+@rearrangement("embedding_renorm.default", whatever="max_norm norm_type", sample=lambda T: (T(7, 4), T.index(7, 2, 3), 1.0, 2.0))
 def embedding_renorm(call: Call):
     """The rows that are looked up are made shorter, each by its own norm."""
     return call.relate("v! d, *i -> v d, v", [call.args["self"], call.args["indices"]])[0]
 
 
 @rearrangement("embedding_bag.default embedding_bag.padding_idx _embedding_bag.default _embedding_bag_forward_only.default",
+               whatever="scale_grad_by_freq mode sparse include_last_offset padding_idx",
                sample=tuple(lambda T, mode=mode, weights=weights: (
                    T(7, 4), T.index(7, 5), T.fixed([0, 2]), False, mode, False, T(5) if weights else None, False) + (None,) * (
                        "padding" in T.op) for mode, weights in ((0, False), (1, False), (2, False), (0, True))))
@@ -137,9 +143,13 @@ def embedding_bag(call: Call):
 
 @rearrangement("index_put.default _unsafe_index_put.default",
                sample=(lambda T: (T(5, 4), [T.fixed([3, 0])], T(2, 4)),
-                       lambda T: (T(5, 4), [T.points(5, 2)], T(4), True)))
+                       lambda T: (T(5, 4), [T.points(5, 2)], T(4), True),
+                       lambda T: (T(5, 4, 3), [T.bool(5, 4)], T()),
+                       lambda T: (T(5, 4, 3), [None, T.bool(4)], T(1), True)))
 def index_put(call: Call):
     value, source = call.args["self"], call.args["values"]
+    if call.masks("indices"):
+        return _masked_put(call, value, source)
     dims, indices, first, rank = _indexed(call)
     inside, axes, names = _looked_up(call, value, dims, indices, call.points)
     place = _place(inside, dims, first, rank)
@@ -150,7 +160,18 @@ def index_put(call: Call):
     return call.relate(text + " -> " + " ".join(x.rstrip("!") for x in inside), [value, *indices, source, *axes])[0]
 
 
-@rearrangement("gather.default", sample=(lambda T: (T(3, 5, 4), 1, T.index(5, 3, 2, 4)),
+def _masked_put(call: Call, value: Value, source: Value) -> Value:
+    """One number goes wherever a mask says, which lies along dimensions of its own of what it is put into."""
+    dims, masks, _, _ = _indexed(call)
+    if len(masks) > 1 or source.shape not in ((), (1,)):
+        raise ValueError("many numbers put where a mask says")
+    letters = [f"d{d}" for d in range(len(value.shape))]
+    along = letters[dims[0]:dims[0] + len(masks[0].shape)]
+    numbers = "u " * len(source.shape)
+    return call.relate(f"{' '.join(letters)}, {' '.join(along)}, {numbers}-> {' '.join(letters)}", [value, masks[0], source])[0]
+
+
+@rearrangement("gather.default", whatever="sparse_grad", sample=(lambda T: (T(3, 5, 4), 1, T.index(5, 3, 2, 4)),
                                          lambda T: (T(3, 5, 4), 1, T.points(5, 3, 2, 4))), moves=True)
 def gather(call: Call):
     value, where = call.args["self"], call.args["index"]
@@ -172,7 +193,7 @@ _WRITES = {"scatter.src": lambda T, index: (T(3, 5), 1, index(5, 3, 5), T(3, 5))
            "index_copy.default": lambda T, index: (T(3, 5), 1, T.fixed([0, 3]), T(3, 2))}
 
 
-@rearrangement(" ".join(_WRITES), sample=(lambda T: _WRITES[T.op.removeprefix("aten.")](T, T.index),
+@rearrangement(" ".join(_WRITES), whatever="value alpha include_self", sample=(lambda T: _WRITES[T.op.removeprefix("aten.")](T, T.index),
                                           lambda T: _WRITES[T.op.removeprefix("aten.")](
                                               T, T.points if "scatter.src" not in T.op else T.index)))
 def scatter(call: Call):
@@ -190,7 +211,7 @@ def scatter(call: Call):
     return call.relate(f"{text} -> {' '.join(letters).replace('!', '')}", [*call.tensors(), *axes])[0]
 
 
-@rearrangement("one_hot.default", sample=(lambda T: (T.index(5, 2, 3), 5), lambda T: (T.points(5, 2, 3), 5)))
+@rearrangement("one_hot.default", whatever="num_classes", sample=(lambda T: (T.index(5, 2, 3), 5), lambda T: (T.points(5, 2, 3), 5)))
 def one_hot(call: Call):
     index = call.args["self"]
     axis = call.points(index, call.shapes[0][-1])
@@ -219,6 +240,6 @@ def _counted(numbers: np.ndarray) -> int | None:
     return dim if counts else None
 
 
-@rearrangement("arange.default arange.start arange.start_step linspace.default eye.default eye.m")
+@rearrangement("arange.default arange.start arange.start_step linspace.default eye.default eye.m", whatever="*")
 def table(call: Call):
     return call.fresh(call.shapes[0])

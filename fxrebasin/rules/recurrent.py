@@ -28,6 +28,9 @@ def _sample(layers: int, directions: int):
 @rearrangement("lstm.input gru.input rnn_tanh.input rnn_relu.input", sample=(_sample(1, 1), _sample(2, 2)))
 def recurrent(call: Call):
     name, args = call.op.split(".")[1], call.args
+    dropout, train = args["dropout"], args["train"]
+    if dropout and train:
+        raise ValueError("numbers are drawn between the layers")
     directions = 1 + args["bidirectional"]
     starts = args["hx"] if isinstance(args["hx"], (list, tuple)) else [args["hx"]]
     params, value = list(args["params"]), args["input"]

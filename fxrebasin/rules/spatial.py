@@ -11,7 +11,7 @@ _STILL = "windows that do not overlap, and places within one, could change place
 
 def _grid(ops: str, dims: int, sample) -> None:
     inside, outside = " ".join(f"h{d}!" for d in range(dims)), " ".join(f"z{d}" for d in range(dims))
-    rule(ops, f"*n {inside} -> *n {outside}", sample=sample, missing=_STILL)
+    rule(ops, f"*n {inside} -> *n {outside}", whatever="*", sample=sample, missing=_STILL)
 
 
 _grid("max_pool1d.default avg_pool1d.default", 1, lambda T: (T(2, 3, 8), [2], [2]))
@@ -33,7 +33,7 @@ _grid("upsample_nearest3d.vec upsample_trilinear3d.vec", 3,
 
 def _pool_with_indices(ops: str, dims: int, sample) -> None:
     inside, outside = " ".join(f"h{d}!" for d in range(dims)), " ".join(f"z{d}" for d in range(dims))
-    rule(ops, f"*n {inside} -> *n {outside}, *n {outside}", sample=sample, missing=_STILL)
+    rule(ops, f"*n {inside} -> *n {outside}, *n {outside}", whatever="*", sample=sample, missing=_STILL)
 
 
 _pool_with_indices("adaptive_max_pool1d.default", 1, lambda T: (T(2, 3, 8), [2]))
@@ -48,19 +48,19 @@ rule("channel_shuffle.default native_channel_shuffle.default", "n (g c) *s -> n 
      sample=lambda T: (T(2, 6, 3, 3), 2))
 
 
-@rearrangement("im2col.default", missing=_STILL, sample=lambda T: (T(2, 3, 4, 4), [2, 2], [1, 1], [0, 0], [2, 2]))
+@rearrangement("im2col.default", whatever="*", missing=_STILL, sample=lambda T: (T(2, 3, 4, 4), [2, 2], [1, 1], [0, 0], [2, 2]))
 def im2col(call: Call):
     kernel = call.args["kernel_size"]
     return call.relate("*n c h! w! -> *n (c k) p", k=kernel[0] * kernel[1])
 
 
-@rearrangement("col2im.default", missing=_STILL, sample=lambda T: (T(2, 12, 4), [4, 4], [2, 2], [1, 1], [0, 0], [2, 2]))
+@rearrangement("col2im.default", whatever="*", missing=_STILL, sample=lambda T: (T(2, 12, 4), [4, 4], [2, 2], [1, 1], [0, 0], [2, 2]))
 def col2im(call: Call):
     kernel = call.args["kernel_size"]
     return call.relate("*n (c k!) p! -> *n c h w", k=kernel[0] * kernel[1])
 
 
-@rearrangement("grid_sampler.default grid_sampler_2d.default",
+@rearrangement("grid_sampler.default grid_sampler_2d.default", whatever="*",
                sample=lambda T: (T(2, 3, 4, 4), T(2, 5, 5, 2), 0, 0, False))
 def grid_sampler(call: Call):
     return call.relate("n c h! w!, n y x t! -> n c y x")

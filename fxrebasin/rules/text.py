@@ -33,7 +33,9 @@ def relate(call: Call, text: str, values: list[Value], sizes: dict[str, int]) ->
     """Applies a rule's text to values; returns a value for each result, intermediates included."""
     left, right = text.split("->")
     patterns = [_TOKEN.findall(operand) for operand in left.split(",")][: len(values)]
-    dims = [_align(tokens, value) for tokens, value in zip(patterns, values)]
+    if len(patterns) < len(values):
+        raise ValueError(f"{len(values)} tensors, but {text!r} speaks of {len(patterns)}")
+    dims = [_align(tokens, len(value.shape)) for tokens, value in zip(patterns, values)]
     sizes = _sizes(dims, values, dict(sizes))
     operands = []
     for tokens, value in zip(dims, values):
@@ -55,12 +57,30 @@ def relate(call: Call, text: str, values: list[Value], sizes: dict[str, int]) ->
     return _results(call, operands, outputs, sizes)
 
 
-def _align(tokens: list[str], value: Value) -> list[str]:
+def letters(text: str, shapes: list[tuple[int, ...]]) -> tuple[list[list[frozenset[str]]], list[list[frozenset[str]]]]:
+    """The letters of every dimension, of each operand and of each result (intermediates included). A dimension of size 1
+    is broadcast and has none."""
+    left, right = text.split("->")
+    patterns = [_TOKEN.findall(operand) for operand in left.split(",")]
+    dims = [_align(tokens, len(shape)) for tokens, shape in zip(patterns, shapes)]
+    runs = _runs(dims)
+    made = [[x for token in _TOKEN.findall(result) for x in (runs.get(token[1:], []) if token[0] == "*" else [token])]
+            for result in right.split(",")]
+    inside = [[_names(token) if size != 1 else frozenset() for token, size in zip(tokens, shape)]
+              for tokens, shape in zip(dims, shapes)]
+    return inside, [[_names(token) for token in tokens] for tokens in made]
+
+
+def _names(token: str) -> frozenset[str]:
+    return frozenset(x.rstrip("!") for x in token.strip("()").split())
+
+
+def _align(tokens: list[str], rank: int) -> list[str]:
     """One token for each dimension: `*b` becomes b.1, b.2, ... counted from the right."""
     star = next((k for k, token in enumerate(tokens) if token.startswith("*")), None)
     if star is None:
         return tokens
-    count = len(value.shape) - (len(tokens) - 1)
+    count = rank - (len(tokens) - 1)
     name = tokens[star][1:]
     bang = "!" * name.endswith("!")
     named = [f"{name.rstrip('!')}.{k}{bang}" for k in range(count, 0, -1)]

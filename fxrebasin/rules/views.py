@@ -15,8 +15,9 @@ from .rule import rearrangement
                                  "reshape": (T(2, 3, 4), [6, 4]), "flatten": (T(2, 3, 4), 1),
                                  "unflatten": (T(2, 12), 1, [3, 4]), "view_as": (T(2, 6), T(4, 3)), "ravel": (T(2, 6),),
                                  "reshape_as": (T(2, 6), T(4, 3)), "_reshape_alias": (T(4, 3), [2, 6], [6, 1])}
-               [T.op.split(".")[1]], moves=True)
+               [T.op.split(".")[1]], moves=True, whatever="*")
 def reshape(call: Call):
+    call.looked_up.extend(call.tensors()[1:])  # lends its shape
     return call.factors.reshape(call.args["self"], call.shapes[0], call.why)
 
 
@@ -67,13 +68,15 @@ def squeeze(call: Call):
 
 @rearrangement("expand.default broadcast_to.default expand_as.default",
                sample=lambda T: (T(3, 1, 4), T(2, 3, 5, 4)) if "_as" in T.op else (T(3, 1, 4), [2, 3, 5, 4]),
-               moves=True)
+               moves=True, whatever="*")
 def expand(call: Call):
+    call.looked_up.extend(call.tensors()[1:])  # lends its shape
     return call.factors.expand(call.args["self"], call.shapes[0])
 
 
 @rearrangement("copy.default", sample=lambda T: (T(2, 3), T(3)))
 def copy(call: Call):
+    call.looked_up.append(call.args["self"])  # lends its shape
     return call.factors.expand(call.args["src"], call.shapes[0])
 
 
@@ -89,7 +92,7 @@ def _repeated(call: Call, value: Value, dim: int, times: int, outer: bool) -> Va
     return call.factors.reshape(call.factors.expand(apart, shape), merged, call.why)
 
 
-@rearrangement("repeat.default tile.default", sample=lambda T: (T(3, 4), [2, 1, 3]), moves=True)
+@rearrangement("repeat.default tile.default", whatever="repeats dims", sample=lambda T: (T(3, 4), [2, 1, 3]), moves=True)
 def repeat(call: Call):
     value, shape = call.args["self"], call.shapes[0]
     value = call.factors.reshape(value, (1,) * (len(shape) - len(value.shape)) + value.shape, call.why)
@@ -99,7 +102,7 @@ def repeat(call: Call):
     return value
 
 
-@rearrangement("repeat_interleave.self_int", sample=(lambda T: (T(3, 4), 2, 0), lambda T: (T(3, 4), 2)), moves=True)
+@rearrangement("repeat_interleave.self_int", whatever="output_size", sample=(lambda T: (T(3, 4), 2, 0), lambda T: (T(3, 4), 2)), moves=True)
 def repeat_interleave(call: Call):
     value = call.args["self"]
     if call.args["dim"] is None:
@@ -108,15 +111,15 @@ def repeat_interleave(call: Call):
     return _repeated(call, value, call.dim(value), call.args["repeats"], outer=False)
 
 
-@rearrangement("cat.default concatenate.default concat.default", sample=lambda T: ([T(2, 3), T(2, 4)], 1))
+@rearrangement("cat.default concatenate.default concat.default", moves="joined", sample=lambda T: ([T(2, 3), T(2, 4)], 1))
 def cat(call: Call):
-    values = [value for value in call.tensors() if value.shape != (0,)] or call.tensors()
+    values = [value for value in call.args["tensors"] if value.shape != (0,)] or call.args["tensors"]
     return call.factors.concatenate(values, call.dim(values[0]))
 
 
-@rearrangement("stack.default", sample=lambda T: ([T(2, 3), T(2, 3)], 1))
+@rearrangement("stack.default", moves="joined", sample=lambda T: ([T(2, 3), T(2, 3)], 1))
 def stack(call: Call):
-    values = call.tensors()
+    values = call.args["tensors"]
     dim = call.args["dim"] % (len(values[0].shape) + 1)
     dims: list[int | None] = list(range(len(values[0].shape)))
     dims.insert(dim, None)
@@ -125,6 +128,7 @@ def stack(call: Call):
 
 @rearrangement("split.Tensor split_with_sizes.default split_with_sizes_copy.default chunk.default tensor_split.indices "
                "tensor_split.sections split.sizes",
+               whatever="split_size split_sizes chunks sections indices",  # seen in the shapes of the results
                sample=lambda T: {"split": (T(2, 7), 3, 1), "chunk": (T(2, 7), 3, 1), "sections": (T(2, 7), 3, 1),
                                  "tensor_split.indices": (T(2, 7), [2, 5], 1)}
                .get(next((x for x in ("tensor_split.indices", "sections") if x in T.op),
@@ -230,7 +234,7 @@ _MODES = {"constant": None, "reflect": "reflect", "replicate": "edge", "circular
 
 
 @rearrangement("pad.default constant_pad_nd.default reflection_pad1d.default reflection_pad2d.default "
-               "replication_pad1d.default replication_pad2d.default",
+               "replication_pad1d.default replication_pad2d.default", whatever="value",
                sample=(lambda T: {"reflection_pad1d": (T(2, 5), [1, 2]), "replication_pad1d": (T(2, 5), [1, 2])}
                        .get(T.op.split(".")[1], (T(2, 3, 5), [1, 2, 0, 1])),
                        *(lambda T, mode=mode: {"reflection_pad1d": (T(2, 5), [-1, 2]), "replication_pad1d": (T(2, 5), [2, -1])}
@@ -258,14 +262,14 @@ def _padded(size: int, before: int, after: int, mode: str | None) -> np.ndarray:
     return index[max(0, -before):len(index) + min(0, after)]
 
 
-@rearrangement("tril.default triu.default", sample=lambda T: (T(2, 4, 4),))
+@rearrangement("tril.default triu.default", whatever="diagonal", sample=lambda T: (T(2, 4, 4),))
 def triangle(call: Call):
     value = call.args["self"]
     call.pin(value, [len(value.shape) - 2, len(value.shape) - 1])
     return call.relate("*a -> *a", [value])[0]
 
 
-@rearrangement("diagonal.default", sample=lambda T: (T(2, 4, 4), 0, 1, 2),
+@rearrangement("diagonal.default", whatever="offset", sample=lambda T: (T(2, 4, 4), 0, 1, 2),
                missing="what is off the diagonal is not looked at; both dimensions stay as they are")
 def diagonal(call: Call):
     value = call.args["self"]
@@ -275,7 +279,7 @@ def diagonal(call: Call):
     return call.relate(f"{' '.join(letters)} -> {' '.join(kept)} z", [value])[0]
 
 
-@rearrangement("unfold.default", sample=lambda T: (T(2, 6), 1, 3, 1))
+@rearrangement("unfold.default", whatever="size step", sample=lambda T: (T(2, 6), 1, 3, 1))
 def unfold(call: Call):
     value = call.args["self"]
     dim = call.args["dimension"] % len(value.shape)
