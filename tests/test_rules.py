@@ -66,7 +66,7 @@ WRONG = {
     "batch_norm leaves its variance apart": (
         "_native_batch_norm_legit_no_training.default",
         lambda call: call.relate("n c *s, c, c, c, v -> n c *s") + [call.fresh((0,))] * 2),
-    "relu makes everything equal": ("relu.default", lambda call: call.factors.constant(call.shapes[0])),
+    "relu makes everything equal": ("relu.default", lambda call: call.args["self"] and call.factors.constant(call.shapes[0])),
     "flip moves nothing": ("flip.default", lambda call: call.args["self"]),
     "cat turns its arguments round": (
         "cat.default", lambda call: call.factors.concatenate(call.tensors()[::-1], 1)),

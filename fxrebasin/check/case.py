@@ -1,6 +1,7 @@
 """An op with concrete arguments."""
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from ..factors import Factors, Value
+from ..rules.call import Call, values_in
 from ..rules.rule import resolve
 from ..rules.sample import Keyword, T
 
@@ -68,6 +70,32 @@ class Case:
                                  else factors.value(t.shape, "a constant"))
         schema = self.target._schema.arguments
         return {a.name: a.default_value for a in schema} | {a.name: x for a, x in zip(schema, args)} | kwargs
+
+    def call(self) -> tuple[list[str], Call]:
+        """The call as a rule sees it, and the paths of its tensors in order."""
+        factors = Factors()
+        values = {path: factors.value(tensor.shape) for path, tensor in self.tensors.items()}
+        call = Call(factors, self.op, self.arguments(values, factors), self.shapes)
+        names = [f"{name}[{k}]" if isinstance(given, (list, tuple)) else name for name, given in dict.items(call.args)
+                 for k, _ in enumerate(values_in(given))]
+        return names, call
+
+    def plain(self) -> dict[str, Any]:
+        """The arguments by name, tensors as None."""
+        args, kwargs = self._map(lambda path, t: None)
+        schema = self.target._schema.arguments
+        return {a.name: a.default_value for a in schema} | {a.name: x for a, x in zip(schema, args)} | kwargs
+
+    def with_argument(self, name: str, given: Any) -> "Case":
+        """The same case with another value for an argument that is no tensor. Raises what the op raises."""
+        other = copy.copy(self)
+        names = [a.name for a in self.target._schema.arguments]
+        k = names.index(name)
+        other.args = [given if i == k else x for i, x in enumerate(self.args)]
+        other.kwargs = self.kwargs if k < len(self.args) else {**self.kwargs, name: given}
+        other.before = other.run({})
+        other.shapes = [tuple(result.shape) for result in other.before]
+        return other
 
     def masks(self, name: str) -> bool:
         """Whether an argument, or an element of it, is a tensor of booleans."""

@@ -48,8 +48,9 @@ class Analysis:
         self.unruled: dict[str, str] = {}
         self.indices = Indices()
         self.origin: dict[fx.Node, fx.Node] = {}  # node of a decomposition or a body -> the node that it is within
-        self.decomposed: set[fx.Node] = set()  # nodes of decompositions
-        self.calls: dict[fx.Node, Call] = {}
+        self.decomposed: dict[fx.Node, fx.Node] = {}  # node of a decomposition -> the node that was decomposed
+        self.calls: dict[fx.Node, Call] = {}  # the last one of a body that is walked many times
+        self.made: list[Call] = []
         self._run()
 
     def _run(self) -> None:
@@ -132,11 +133,12 @@ class Analysis:
         op = str(node.target)
         where = self.program.where(self.origin.get(node, node))
         call = Call(self.factors, op, self._arguments(node), sizes, where or op,
-                    used=lambda k: any(user.target is not operator.getitem or user.args[1] == k for user in node.users),
+                    used=lambda k: _used(node, k),
                     content=lambda name: self.constants.integers(node, name),
                     masks=lambda name: any(v.dtype == torch.bool for v in tensors(argument(node, name))),
                     distinct=lambda name, *how: self._distinct.along(argument(node, name), *how))
         self.calls[node] = call
+        self.made.append(call)
         rule = RULES.get(op)
         reason = f"{op} has no rule"
         if rule is not None:
@@ -159,8 +161,11 @@ class Analysis:
         elif node not in self.decomposed and any(block.atoms() for value in call.tensors() for block in value.blocks) and (
                 results := self._decomposed(node)):
             return results
+        captured = self.decomposed.get(node)
+        if captured is not None:
+            reason = f"{captured.target} has no rule, and of its parts {reason}"
         if node in self.live:
-            self.unruled[op] = where or node.name
+            self.unruled[op if captured is None else str(captured.target)] = where or node.name
         for value in call.tensors():
             self._pin(value, f"{reason} ({where})")
         return [self.factors.value(shape, f"{reason} ({where})") for shape in sizes]
@@ -190,7 +195,7 @@ class Analysis:
             return None
         if any(inside.target is node.target for inside in inner.nodes):
             return None
-        self.decomposed.update(inner.nodes)
+        self.decomposed.update(dict.fromkeys(inner.nodes, node))
         contents = [self.constants.evaluate(place) for place in places]
         self.constants.stands_for.update(zip((n for n in inner.nodes if n.op == "placeholder"), places))
         return self._inside(inner, node, [self.values.get(place) for place in places], contents,
@@ -252,7 +257,7 @@ class Analysis:
 
     def _assumptions(self) -> tuple[str, ...]:
         """What was taken for granted of axes that are free in the end."""
-        return tuple(dict.fromkeys(text for call in self.calls.values() for axis, text in call.assumed
+        return tuple(dict.fromkeys(text for call in self.made for axis, text in call.assumed
                                    if any(not atom.pinned for block in axis.blocks for atom in block.atoms())))
 
     # ----------------------------------------------------------------------------------------------- reading the spec
@@ -274,7 +279,7 @@ class Analysis:
                     self._pin(value.points, f"network output {output.path!r}")
                 continue
             self._pin(value, _REASONS[output.kind].format(output.path))
-        settle(self.factors, [each for call in self.calls.values() for each in call.unordered], self.state.values())
+        settle(self.factors, [each for call in self.made for each in call.unordered], self.state.values())
         self._unused()
         spec = Reader(self.state, free_outputs).spec(program, self.unruled)
         return replace(spec, numbers=numbers_of(program, self.constants.read),
@@ -306,3 +311,8 @@ def numbers_of(program: Program, read: Iterable[fx.Node] | None = None) -> dict[
     sources = [program.sources[node.name] for node in nodes if node.name in program.sources]
     found = {source.name: digest_of(source.value) for source in sources if source.name in program.passed}
     return {name: found[name] for name in program.passed if found.get(name)}
+
+
+def _used(node: fx.Node, k: int) -> bool:
+    """Whether anything uses result k of a node. (A decomposition takes all results apart, used or not.)"""
+    return any(user.target is not operator.getitem or user.args[1] == k and user.users for user in node.users)

@@ -95,6 +95,13 @@ class Distinct:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
+    def _constant(self, node: fx.Node) -> torch.Tensor | None:
+        """The numbers of a node that never change, on which the answer then relies."""
+        content = self.constants.evaluate(node)
+        if content is not None:
+            self.constants.rely(node)
+        return content
+
     def _made(self, node: fx.Node) -> tuple[fx.Node, int]:
         """The call that makes a node, and which of its results the node is."""
         return (node.args[0], node.args[1]) if node.target is operator.getitem else (node, 0)
@@ -125,7 +132,7 @@ class Distinct:
         if self._leaf(node):
             return (self.depends[node],)
         made, k = self._made(node)
-        constant = self.constants.evaluate(made)
+        constant = self._constant(made)
         if constant is not None:
             return (0,) if not constant.any() else ()
         if (known := self._known(made)) is None:
@@ -154,7 +161,7 @@ class Distinct:
         if self._leaf(node):
             return frozenset()
         made, k = self._made(node)
-        constant = self.constants.evaluate(made)
+        constant = self._constant(made)
         if constant is not None:
             return frozenset() if bool((constant != 0).all()) else None
         if (known := self._known(made)) is None:
@@ -166,7 +173,7 @@ class Distinct:
         if rule.facts.moves:
             return self._all_nonzero(given if rule.facts.moves == "joined" else given[:1])
         groups = rule.facts.together()
-        if groups and k == 0 and rule.facts.distinct_for(arguments) and self._elementwise(rule, made, tensors):
+        if groups and k == 0 and rule.facts.distinct_for(_plain(arguments)) and self._elementwise(rule, made, tensors):
             if all(len(names) == 1 for names in groups) and (found := self._all_nonzero(given)) is not None:
                 return found  # a product
             if len(given) == 2 and sorted(groups[0]) == sorted(name for name, _ in tensors):
@@ -229,7 +236,7 @@ class Distinct:
         if rule.facts.moves and (k == 0 or rule.facts.moves is True):
             parts = tensors if rule.facts.moves == "joined" else tensors[:1]
             return self._moved(node, made, k, [x for _, x in parts], rule.facts.moves)
-        kind = rule.facts.distinct_for(arguments) if k == 0 else False
+        kind = rule.facts.distinct_for(_plain(arguments)) if k == 0 else False
         read = self._letters(rule, made, tensors) if kind else None
         if read is None:
             return self._nothing(node, "makes equal numbers")
@@ -243,7 +250,7 @@ class Distinct:
         for scores, low in (names, names[::-1]) if _name(node) == "where" else [names]:
             value = arguments.get(low)
             if isinstance(value, fx.Node):
-                numbers = self.constants.evaluate(value)
+                numbers = self._constant(value)
                 value = float(numbers.max()) if numbers is not None and numbers.numel() else None
             given = arguments.get(scores)
             if isinstance(value, (int, float)) and isinstance(given, fx.Node) and (
@@ -308,7 +315,7 @@ class Distinct:
         starts = itertools.accumulate([math.prod(s) for s in sizes], initial=0)
         places = {part: torch.arange(start, start + math.prod(size)).reshape(size)
                   for part, size, start in zip(parts, sizes, starts)}
-        others = {x: self.constants.evaluate(x) for x in node.all_input_nodes if x not in places}
+        others = {x: self._constant(x) for x in node.all_input_nodes if x not in places}
         if any(content is None for content in others.values()):
             return None
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: places[x] if x in places else others[x])
@@ -396,7 +403,7 @@ class Distinct:
         """Whether a node's numbers are finite and no masks, as far as is known."""
         if self._leaf(node):
             return True
-        constant = self.constants.evaluate(self._made(node)[0])
+        constant = self._constant(self._made(node)[0])
         if constant is not None:
             return bool((constant.abs() < -LOWEST).all())
         return self.nonzero[node] is not None or bool(self.scaled[node])
@@ -411,7 +418,7 @@ class Distinct:
 
         def at(number: float) -> float:
             def one(x: fx.Node) -> torch.Tensor:
-                constant = self.constants.evaluate(x)
+                constant = self._constant(x)
                 largest = 1.0 if constant is None or not constant.numel() else float(constant.abs().max())
                 return torch.full((1,) * len(x.meta["val"].shape), number if x is given else largest, dtype=torch.float64)
             args, kwargs = fx.node.map_arg((made.args, made.kwargs), one)
@@ -423,6 +430,11 @@ class Distinct:
             return steep * abs(at(100.0) - at(0.0)) / 100
         except (RuntimeError, TypeError, IndexError, ValueError):
             return math.inf
+
+
+def _plain(arguments: Mapping) -> dict:
+    """Arguments by name, tensors as None."""
+    return {name: None if isinstance(x, fx.Node) else x for name, x in arguments.items()}
 
 
 def math_or(bits: Iterable[int]) -> int:

@@ -30,13 +30,14 @@ def _ranked(call: Call, place: int, largest: bool) -> Value | None:
     return axis
 
 
-@rearrangement("topk.default sort.default sort.stable argsort.default argsort.stable kthvalue.default",
-               moves="chosen", whatever="k keepdim descending stable",
+@rearrangement("topk.default sort.default sort.stable kthvalue.default", moves="chosen", whatever="k keepdim descending stable",
                sample=(lambda T: {"topk": (T(3, 5), 2), "kthvalue": (T(3, 5), 2)}.get(
                            T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")),
                        lambda T: {"topk": (T(3, 5), 2, -1, False), "kthvalue": (T(3, 5, 2), 2, 1, True)}.get(
                            T.op.split(".")[1], (T(3, 5),) + (T.keyword(stable=True),) * T.op.endswith("stable")
                            + (T.keyword(descending=True),))))
+@rearrangement("argsort.default argsort.stable", whatever="descending stable",
+               sample=lambda T: (T(3, 5), *[T.keyword(stable=True)] * T.op.endswith("stable")))
 def ranked(call: Call):
     value = call.args["self"]
     dim, count = call.dim(value), max(len(call.shapes), 1)

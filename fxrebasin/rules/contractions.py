@@ -39,7 +39,8 @@ rule("baddbmm.default", "b n m, b n k, b k m -> b n m", distinct=_added, scales=
 rule("addmv.default", "n, n k, k -> n", whatever="alpha beta", sample=lambda T: (T(3), T(3, 4), T(4)))
 rule("bilinear.default", "*b i, *b j, o i j, o -> *b o", sample=lambda T: (T(2, 3), T(2, 4), T(5, 3, 4), T(5)))
 
-rule("cdist.default", "*b n d, *b m d -> *b n m", distinct=True, whatever="p compute_mode", sample=lambda T: (T(2, 3, 4), T(2, 5, 4)))
+rule("cdist.default", "*b n d, *b m d -> *b n m", distinct=lambda given: given["p"] > 0, whatever="p compute_mode",
+     sample=lambda T: (T(2, 3, 4), T(2, 5, 4)))
 
 
 def _einsum(call: Call) -> str:

@@ -22,7 +22,7 @@ class Facts:
                True          a result changes wherever one argument changes and the others stay (square, sin)
                "injective"   and numbers that differ stay different, the other arguments being the same (add, neg)
                "increasing"  and in the same order (sigmoid; softmax, within what it sums over)
-               or a function of the arguments that says which: {"other": 2.0, "alpha": 1, ...}, tensors as graph nodes.
+               or a function of the arguments that says which: {"self": None, "other": 2.0, "alpha": 1}, tensors as None.
                That holds while other arguments are not zero, unless they are added to this one (see `scales`).
     through    the arguments of which `distinct` speaks, by name ("bias"); "" means all tensors
     saturates  `distinct` ends where arguments are large: tanh(50) is tanh(60)
@@ -41,7 +41,7 @@ class Facts:
     moves: Literal[False, True, "chosen", "joined"] = False
 
     def distinct_for(self, arguments: Mapping[str, Any]) -> Distinct:
-        """`distinct`, for a call with these arguments by name, tensors as graph nodes."""
+        """`distinct`, for a call with these arguments by name, tensors as None."""
         return self.distinct(arguments) if callable(self.distinct) else self.distinct
 
     def together(self) -> list[list[str]]:

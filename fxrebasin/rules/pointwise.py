@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import fx
-
 from .call import Call
 from .rule import rearrangement, rule
 
@@ -39,7 +37,7 @@ def _all_alike(call: Call) -> str:
 
 def _unless_zero(*names: str):
     """Injective, unless one of these arguments is the number zero."""
-    return lambda given: "injective" if all(isinstance(given[name], fx.Node) or given[name] != 0 for name in names) else False
+    return lambda given: "injective" if all(given[name] != 0 for name in names) else False
 
 
 def _whole_power(given) -> bool:
@@ -67,13 +65,14 @@ rule("square.default sin.default cos.default", _all_alike, whatever="*", distinc
 rule("reciprocal.default", _all_alike, whatever="*", distinct="injective")
 rule("asinh.default", _all_alike, whatever="*", distinct="increasing")
 rule("rsqrt.default", _all_alike, whatever="*", positive=True)
-rule("exp.default exp2.default sigmoid.default special_expit.default softplus.default", _all_alike, whatever="*",
+rule("exp.default exp2.default sigmoid.default special_expit.default", _all_alike, whatever="*",
      distinct="increasing", saturates=True, positive=True)
+rule("softplus.default", _all_alike, whatever="*", distinct=lambda given: given["beta"] > 0, saturates=True, positive=True)
 rule("cosh.default", _all_alike, whatever="*", distinct=True, saturates=True, positive=True)
 rule("tanh.default sinh.default atan.default expm1.default special_expm1.default log_sigmoid.default", _all_alike, whatever="*",
      distinct="increasing", saturates=True)
 rule("elu.default celu.default selu.default", _all_alike, whatever="*", saturates=True,
-     distinct=lambda given: "increasing" if given.get("alpha", 1) > 0 and given.get("scale", 1) > 0 else False)
+     distinct=lambda given: "increasing" if all(given.get(x, 1) > 0 for x in ("alpha", "scale", "input_scale")) else False)
 rule("silu.default gelu.default mish.default", _all_alike, whatever="*", distinct=True, saturates=True)
 rule("clamp.default", _all_alike, whatever="*", sample=lambda T: (T(2, 3, 4), -0.5, 0.5))
 rule("clamp.Tensor", _all_alike, whatever="*", sample=(lambda T: (T(2, 3, 4), T(3, 1), T(4) + 1), lambda T: (T(2, 3), None, T(2, 3))))
