@@ -136,6 +136,12 @@ class Alignment:
             raise SpecError(f"output {path!r} has shape {tuple(output.shape)}, the spec was inferred with {shape}")
         return self.move(output, blocks)
 
+    def to_module(self, model, state: Mapping[str, torch.Tensor], example_inputs=None):
+        """A GraphModule that computes what `model` does with `state`, its weights permuted, with maps on its skips
+        where residual segments are ordered differently: see `fxrebasin.rewrite.to_module`."""
+        from .rewrite import to_module
+        return to_module(self, model, state, example_inputs)
+
     # -------------------------------------------------------------------------------------------------------- algebra
 
     def _of_group(self, group: Group) -> tuple[list[np.ndarray], np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,11 +20,13 @@ from .falsify import falsified
 from .reader import Reader
 from .roles import note_on, roles_of
 from .runs import captured, inputs_in
+from .segments import segmented_spec
 
 GAIN = 0.25  # two experts that change places double the order: 0.3 in log10
 
 
-def infer(model, example_inputs=None, *, outputs: str = "pinned", falsify: bool = True) -> Spec:
+def infer(model, example_inputs=None, *, outputs: str = "pinned", falsify: bool = True,
+          residual: str | Sequence[str] = "shared") -> Spec:
     """Infers all permutation symmetries of a module.
 
     model           an nn.Module (on any device, meta included), an ExportedProgram, or a captured Program
@@ -35,6 +38,9 @@ def infer(model, example_inputs=None, *, outputs: str = "pinned", falsify: bool 
                     backbone whose features are only compared with each other); spec.outputs says how.
     falsify         try what is claimed at random weights and inputs, and pin what changes the function; spec.evidence
                     says what was tried
+    residual        "shared": one permutation for a residual stream, which a plain checkpoint can hold. "segmented": one
+                    for each stretch between two residual adds; `spec.skips` says where a map has to stand, and
+                    `alignment.to_module` puts it there. Or the names of the adds that may have one.
 
     Raises CaptureError if the module cannot be captured.
     """
@@ -46,12 +52,25 @@ def infer(model, example_inputs=None, *, outputs: str = "pinned", falsify: bool 
         program, given, remarks = captured(model, example_inputs)
     for remark in remarks:
         warnings.warn(remark, UserWarning, stacklevel=2)
+    if residual != "shared":
+        return _segmented(program, outputs, residual)
     spec, roles = _largest(program, outputs), roles_of(program)
     spec = replace(spec, roles=roles, notes=(*spec.notes, *remarks, *note_on(roles)))
     if falsify:
         like = model.state_dict() if isinstance(model, (nn.Module, ExportedProgram)) else None
         spec = falsified(program, spec, given, like)
     return replace(spec, evidence="; ".join(filter(None, (program.agreement, spec.evidence))))
+
+
+def _segmented(program: Program, outputs: str, residual: str | Sequence[str]) -> Spec:
+    if outputs != "pinned" or (isinstance(residual, str) and residual != "segmented"):
+        raise FxrebasinError(f"residual={residual!r} with outputs={outputs!r}: residual is 'shared', 'segmented' or names "
+                             "of residual adds, and segments need outputs='pinned'")
+    spec, roles = segmented_spec(program, None if residual == "segmented" else residual), roles_of(program)
+    inputs = {source.name: node.meta["val"] for node in program.module.graph.nodes
+              if (source := program.sources.get(node.name)) is not None and source.kind == "input"}
+    kinds = {path: (tuple(value.shape), str(value.dtype).removeprefix("torch.")) for path, value in inputs.items()}
+    return replace(spec, roles=roles, inputs=kinds, notes=(*spec.notes, *note_on(roles)))
 
 
 def _largest(program: Program, outputs: str) -> Spec:

@@ -43,6 +43,7 @@ class Analysis:
         self.factors = Factors()
         self.values: dict[fx.Node, Any] = {}  # node -> Value, or a list of them for several results
         self.state: dict[str, Value] = {}
+        self.marks: dict[str, Value] = {}  # further values that the spec shall have the layout of
         self.live: set[fx.Node] = set()  # descends from the state
         self.constants = Constants()
         self.unruled: dict[str, str] = {}
@@ -263,7 +264,7 @@ class Analysis:
     # ----------------------------------------------------------------------------------------------- reading the spec
 
     def spec(self, outputs: str) -> Spec:
-        program, free_outputs = self.program, {}
+        program, free_outputs = self.program, dict(self.marks)
         for output in program.outputs:
             value = self.values.get(output.node) if output.node is not None else None
             if not isinstance(value, Value):

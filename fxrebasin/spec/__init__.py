@@ -21,8 +21,8 @@ To be read in this order:
 """
 
 from .entry import Entry, Part
-from .layout import Axis, Block, Fold, Group, Site
+from .layout import Axis, Block, Fold, Group, Site, Skip
 from .order import Order
 from .value import Spec
 
-__all__ = ["Axis", "Block", "Entry", "Fold", "Group", "Order", "Part", "Site", "Spec"]
+__all__ = ["Axis", "Block", "Entry", "Fold", "Group", "Order", "Part", "Site", "Skip", "Spec"]

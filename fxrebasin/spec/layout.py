@@ -74,3 +74,26 @@ def foldable(tensor: tuple[Block, ...], axis: int, gain: tuple[Block, ...]) -> b
     """Whether every block of a tensor has, along an axis, the layout of a block of a vector."""
     return all(len(block) == 1 for block in gain) and all(any(same(block[axis], own[0]) for own in gain)
                                                           for block in tensor)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A place where a map stands on a skip, in a spec of residual segments.
+
+    add       name of the residual add in the captured graph;  operand: which of its operands is the skip (0 or 1)
+    dim       the axis of the skip that is re-ordered;  size: of that axis
+    before    layout of the axis in the stretch that the skip comes from;  behind: in the one that it goes to. Empty where
+              nothing can move
+    """
+
+    add: str
+    operand: int
+    dim: int
+    size: int
+    before: tuple[Block, ...]
+    behind: tuple[Block, ...]
+
+    @property
+    def name(self) -> str:
+        """The entry under which a rewritten module holds the map."""
+        return f"skips.{self.add}_{self.dim}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import SpecError
-from .layout import Axis, Block, Fold, Group, Site
+from .layout import Axis, Block, Fold, Group, Site, Skip
 
 if TYPE_CHECKING:
     from .value import Spec
@@ -34,6 +34,9 @@ def to_json(spec: Spec) -> str:
         "unruled": dict(spec.unruled), "notes": spec.notes, "stacks": dict(spec.stacks),
         "assumptions": spec.assumptions, "evidence": spec.evidence, "roles": dict(spec.roles),
         "numbers": dict(spec.numbers), "folds": [[f.tensor, f.axis, f.gain, f.plus] for f in spec.folds],
+        "inputs": dict(spec.inputs),
+        "skips": [[s.add, s.operand, s.dim, s.size, _blocks_to_json(s.before), _blocks_to_json(s.behind)]
+                  for s in spec.skips],
     })
 
 
@@ -50,18 +53,21 @@ def fields_of(text: str) -> dict[str, Any]:
         "pinned": {(tensor, axis): reason for tensor, axis, reason in data["pinned"]},
         "sizes": data["sizes"], "reasons": data["reasons"],
         "layouts": {name: _blocks_from_json(blocks, shapes[name]) for name, blocks in data["layouts"].items()},
-        "shapes": shapes, "ties": data["ties"], "passed": _texts(data["passed"]),
+        "shapes": shapes, "ties": data["ties"], "passed": _listed(data["passed"]),
         "outputs": {path: (tuple(shape), _blocks_from_json(blocks, shape))
                     for path, (shape, blocks) in data["outputs"].items()},
-        "unruled": data["unruled"], "notes": _texts(data["notes"]),
-        "stacks": {stack: _texts(parts) for stack, parts in data["stacks"].items()},
-        "assumptions": _texts(data["assumptions"]), "evidence": data["evidence"],
+        "unruled": data["unruled"], "notes": _listed(data["notes"]),
+        "stacks": {stack: _listed(parts) for stack, parts in data["stacks"].items()},
+        "assumptions": _listed(data["assumptions"]), "evidence": data["evidence"],
         "roles": data["roles"], "numbers": data["numbers"],
         "folds": tuple(Fold(*fold) for fold in data["folds"]),
+        "inputs": {path: (tuple(shape), dtype) for path, (shape, dtype) in data["inputs"].items()},
+        "skips": tuple(Skip(add, operand, dim, size, *(_blocks_from_json(end, (size,)) for end in ends))
+                       for add, operand, dim, size, *ends in _listed(data["skips"])),
     }
 
 
-def _texts(data: list[str]) -> tuple[str, ...]:
+def _listed(data: list) -> tuple:
     if not isinstance(data, list):  # a string would be read as a list of its letters
         raise TypeError(f"a list is needed, not a {type(data).__name__}")
     return tuple(data)

@@ -23,6 +23,11 @@ def validate(spec: Spec) -> None:
     if not all(isinstance(text, str) for text in (*spec.notes, *spec.assumptions, *spec.roles.values(),
                                                   *spec.numbers.values(), spec.evidence)):
         raise ValueError("notes, assumptions, roles, numbers and evidence are texts")
+    for skip in spec.skips:
+        if not isinstance(skip.add, str) or skip.operand not in (0, 1) or type(skip.dim) is not int or skip.dim < 0:
+            raise ValueError("a skip that does not exist")
+        for blocks in (end for end in (skip.before, skip.behind) if end):
+            _validate_layout(spec, skip.name, (skip.size,), blocks)
     for size in (*spec.sizes.values(), *(n for shape in spec.shapes.values() for n in shape)):
         if type(size) is not int or size < 0:
             raise ValueError(f"{size!r} is not a size")

@@ -14,12 +14,12 @@ import torch
 from ..errors import SpecError
 from . import fit, roles, stacks, text
 from .entry import Entry, entry_of
-from .layout import Block, Fold, Group
+from .layout import Block, Fold, Group, Skip
 from .order import Order
 from .validity import validate
 
 _MAPPINGS = ("groups", "pinned", "sizes", "reasons", "layouts", "shapes", "ties", "outputs", "unruled", "stacks", "roles",
-             "numbers")
+             "numbers", "inputs")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class Spec:
     assumptions  what the claims rest on and nobody can check from the graph alone, a sentence each
     evidence     how the claims were tried before they were returned, in a sentence; "" if they were not
     roles        entry of the state dict -> what it is, one of those in `spec.roles`
+    skips        where maps stand on skips, in a spec of residual segments (`infer(..., residual="segmented")`)
     numbers      entry of integers or booleans on which the analysis relied -> a hash of its numbers
     folds        gains, and the linear maps that read what they scale
+    inputs       path of an example input -> its shape and dtype, where a module has to be captured again
     """
 
     groups: Mapping[str, Group]
@@ -61,6 +63,8 @@ class Spec:
     roles: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, str] = field(default_factory=dict)
     folds: tuple[Fold, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    inputs: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
 
     def __post_init__(self):
         for name in _MAPPINGS:
