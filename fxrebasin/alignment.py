@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from .draft import whole
 from .errors import CheckpointError, SpecError
+from .rewrite import to_module
 from .spec import Block, Group, Spec
 from .spec.fitting import fitted, undone
 
@@ -139,7 +140,6 @@ class Alignment:
     def to_module(self, model, state: Mapping[str, torch.Tensor], example_inputs=None):
         """A GraphModule that computes what `model` does with `state`, its weights permuted, with maps on its skips
         where residual segments are ordered differently: see `fxrebasin.rewrite.to_module`."""
-        from .rewrite import to_module
         return to_module(self, model, state, example_inputs)
 
     # -------------------------------------------------------------------------------------------------------- algebra

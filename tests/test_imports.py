@@ -14,11 +14,11 @@ import fxrebasin
 ROOT = Path(fxrebasin.__file__).parent
 # A module may import those before it. `infer` makes a Spec, so the values of spec.py come first. `check` tries
 # the rules out on real tensors: it stands on the finished parts, and the rules do not know it.
-ORDER = ("errors", "draft", "capture", "factors", "rules", "spec", "evaluate", "reroll", "infer", "alignment", "parts",
-         "statistics", "check", "match", "rewrite", "transport", "checkpoint", "verify", "show", "demo", "cli", "__main__")
+ORDER = ("errors", "draft", "capture", "factors", "rules", "spec", "evaluate", "reroll", "rewrite", "infer", "alignment", "parts",
+         "statistics", "check", "match", "transport", "checkpoint", "verify", "show", "demo", "cli", "__main__")
 STRANGERS = {("factors", "capture"), ("capture", "factors"), ("rules", "capture"), ("evaluate", "factors"), ("evaluate", "rules"),
              ("evaluate", "spec")}  # nothing of each other
-LAZY = {("spec", "alignment"), ("spec", "show"), ("alignment", "rewrite"), ("transport", "checkpoint")}  # imported inside convenience methods
+LAZY = {("spec", "alignment"), ("spec", "show"), ("transport", "checkpoint")}  # imported inside convenience methods
 HEAVY = ("matplotlib", "numba", "transformers", "networkx", "jinja2", "timm", "torchvision")
 
 
@@ -49,8 +49,10 @@ def edges(path: Path) -> list[tuple[str, str, bool, int]]:
     tree = ast.parse(path.read_text())
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, functions) for n in ast.walk(f)}
+    typing = {id(n) for f in ast.walk(tree) if isinstance(f, ast.If) and ast.unparse(f.test) == "TYPE_CHECKING"
+              for n in ast.walk(f)}  # for annotations alone: nothing is imported when the program runs
     return [(part_of(path), other, id(node) in inside, node.lineno)
-            for node in ast.walk(tree) for other in imported(path, node)]
+            for node in ast.walk(tree) if id(node) not in typing for other in imported(path, node)]
 
 
 def faults(found: list[tuple[str, str, bool, int]]) -> list[str]:

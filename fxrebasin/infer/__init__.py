@@ -52,9 +52,7 @@ def infer(model, example_inputs=None, *, outputs: str = "pinned", falsify: bool 
         program, given, remarks = captured(model, example_inputs)
     for remark in remarks:
         warnings.warn(remark, UserWarning, stacklevel=2)
-    if residual != "shared":
-        return _segmented(program, outputs, residual)
-    spec, roles = _largest(program, outputs), roles_of(program)
+    spec, roles = _claimed(program, outputs, residual), roles_of(program)
     spec = replace(spec, roles=roles, notes=(*spec.notes, *remarks, *note_on(roles)))
     if falsify:
         like = model.state_dict() if isinstance(model, (nn.Module, ExportedProgram)) else None
@@ -62,15 +60,13 @@ def infer(model, example_inputs=None, *, outputs: str = "pinned", falsify: bool 
     return replace(spec, evidence="; ".join(filter(None, (program.agreement, spec.evidence))))
 
 
-def _segmented(program: Program, outputs: str, residual: str | Sequence[str]) -> Spec:
+def _claimed(program: Program, outputs: str, residual: str | Sequence[str]) -> Spec:
+    if residual == "shared":
+        return _largest(program, outputs)
     if outputs != "pinned" or (isinstance(residual, str) and residual != "segmented"):
         raise FxrebasinError(f"residual={residual!r} with outputs={outputs!r}: residual is 'shared', 'segmented' or names "
                              "of residual adds, and segments need outputs='pinned'")
-    spec, roles = segmented_spec(program, None if residual == "segmented" else residual), roles_of(program)
-    inputs = {source.name: node.meta["val"] for node in program.module.graph.nodes
-              if (source := program.sources.get(node.name)) is not None and source.kind == "input"}
-    kinds = {path: (tuple(value.shape), str(value.dtype).removeprefix("torch.")) for path, value in inputs.items()}
-    return replace(spec, roles=roles, inputs=kinds, notes=(*spec.notes, *note_on(roles)))
+    return segmented_spec(program, None if residual == "segmented" else residual)
 
 
 def _largest(program: Program, outputs: str) -> Spec:

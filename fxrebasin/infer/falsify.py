@@ -7,7 +7,7 @@ by group, and pinned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..capture import Program, culprits, multiplications
 from ..errors import FxrebasinError
 from ..evaluate import Trial, draw_inputs, draw_state
+from ..rewrite import beside, mapped
 from ..spec import Spec
 
 DRAWS = (("ordinary", 0), ("ordinary", 1), ("duplicates", 2), ("ordinary", 3), ("zeros", 4), ("large", 5))
@@ -35,7 +36,7 @@ def falsified(program: Program, spec: Spec, given: Mapping[str, Tensor], like: M
     tried: list[str] = []
     for kind, seed in draws:
         try:
-            spec = _surviving(_trial(program, given, like, kind, seed), spec, seed, program.state)
+            spec = _surviving(_trial(program, given, like, kind, seed), spec, seed, program)
             tried.append(kind)
         except FxrebasinError as error:
             reason = f"{kind} numbers: {error}"
@@ -47,9 +48,10 @@ def _trial(program: Program, given: Mapping[str, Tensor], like: Mapping[str, Any
     return Trial(program, draw_state(program, seed, like), inputs, seed)
 
 
-def _surviving(trial: Trial, spec: Spec, seed: int, names: Iterable[str]) -> Spec:
+def _surviving(trial: Trial, spec: Spec, seed: int, program: Program) -> Spec:
     """The spec without the groups that break the function at one state."""
-    state = {name: trial.state[name] for name in names}
+    state = {name: trial.state[name] for name in program.state}
+    rewritten = mapped(program, spec) if spec.skips else None
     while spec.groups:
         element = spec.random(seed)
 
@@ -57,7 +59,7 @@ def _surviving(trial: Trial, spec: Spec, seed: int, names: Iterable[str]) -> Spe
             still = spec.identity().permutations
             some = type(element)(spec, {**still, **{name: element.permutations[name] for name in moving}})
             moved = some.apply_to_output if spec.outputs else None
-            return not trial.compare(some.apply(state), moved).breaks
+            return not beside(trial, some, some.apply(state), rewritten, moved).breaks
 
         broken = culprits(list(spec.groups), unchanged)
         if not broken:

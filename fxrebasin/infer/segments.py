@@ -51,7 +51,15 @@ def segmented_spec(program: Program, names: Sequence[str] | None = None) -> Spec
             raise SpecError(f"{unknown[0]!r} is no residual add of this graph that a map could stand at: "
                             f"choose among {', '.join(place.add for place in places) or 'none'}")
         places = [place for place in places if place.add in names]
-    return Segmented(with_skips(program, places), places).spec("pinned")
+    spec = Segmented(with_skips(program, places), places).spec("pinned")
+    return replace(spec, inputs=_inputs(program))
+
+
+def _inputs(program: Program) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Path of an input -> its shape and dtype: what `to_module` captures the module again with."""
+    values = {program.sources[node.name].name: node.meta["val"] for node in program.module.graph.nodes
+              if node.name in program.sources and program.sources[node.name].kind == "input"}
+    return {path: (tuple(value.shape), str(value.dtype).removeprefix("torch.")) for path, value in values.items()}
 
 
 def residual_adds(program: Program) -> list[Place]:

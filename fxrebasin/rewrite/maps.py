@@ -3,16 +3,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..alignment import Alignment
 from ..capture import Program, Source
 from ..errors import SpecError
+from ..evaluate import Comparison, Trial, evaluate
+from ..evaluate.trial import Move
 from ..reroll.writer import Writer
 from ..spec import Skip, Spec
+
+if TYPE_CHECKING:
+    from ..alignment import Alignment
 
 aten = torch.ops.aten
 
@@ -74,3 +79,14 @@ def maps_of(alignment: Alignment) -> dict[str, Tensor]:
                           for end in (skip.before, skip.behind))
         maps[skip.name] = torch.from_numpy(np.argsort(before)[behind])
     return maps
+
+
+def beside(trial: Trial, alignment: Alignment, moved: Mapping[str, Any], rewritten: Program | None,
+           move: Move | None = None) -> Comparison:
+    """A trial's outputs beside those of the moved state, in the graph as it is, or in the one that `mapped` made.
+
+    moved  what the alignment made of the trial's state;  move: how outputs move with it
+    """
+    if rewritten is None:
+        return trial.compare(moved, move)
+    return trial.beside(evaluate(rewritten, {**moved, **maps_of(alignment)}, trial.inputs, trial.seed), move)

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..alignment import Alignment
 from ..capture import Program, capture
 from ..errors import CaptureError, SpecError
 from .maps import mapped, maps_of
+
+if TYPE_CHECKING:
+    from ..alignment import Alignment
 
 
 def to_module(alignment: Alignment, model: nn.Module, state: Mapping[str, Tensor],

@@ -13,7 +13,7 @@ from ..alignment import Alignment
 from ..capture import Program, capture
 from ..errors import CaptureError, NotEquivalentError, StateError
 from ..evaluate import Comparison, Trial, draw_inputs, draw_state, evaluate, given_inputs
-from ..rewrite import mapped, maps_of
+from ..rewrite import beside, mapped
 from .blame import Blame, blame
 from .evidence import TOLERANCE, Evidence, Run, place
 from .module import Module, as_outcome, rounding_of
@@ -117,10 +117,7 @@ class _Judge:
         return self._refused(replace(worse, runs=(*evidence.runs, run), notes=evidence.notes), trial, moved)
 
     def _beside(self, trial: Trial, moved: Mapping[str, Any]) -> Comparison:
-        """A trial's outputs beside those of the moved state: in the graph as it is, or with maps on its skips."""
-        if self.rewritten is None:
-            return trial.compare(moved, self.move)
-        return trial.beside(evaluate(self.rewritten, {**moved, **maps_of(self.alignment)}, trial.inputs, trial.seed))
+        return beside(trial, self.alignment, moved, self.rewritten, self.move)
 
     def module(self, evidence: Evidence, model: nn.Module, example_inputs: Any, moved: Mapping[str, Any]) -> Evidence:
         """The module itself, in its own precision. Raises CaptureError if it is not what was captured."""
