@@ -149,6 +149,10 @@ class Alignment:
         grid = np.ogrid[tuple(slice(n) for n in self.spec.frame(group) + (group.size,))]
         return self.sources(group.within, list(grid[:-1])), self.permutations[group.name]
 
+    def of(self, spec: Spec) -> "Alignment":
+        """The same permutations for another spec that has the same groups."""
+        return Alignment(spec, self.permutations, objective=self.objective, method=self.method)
+
     def inverse(self) -> "Alignment":
         """The alignment that undoes this one."""
         undone = {}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import fxrebasin as fxr
+from fxrebasin.checkpoint import conversions, load_state
+from fxrebasin.cli.entry import run
 from fxrebasin.spec.fitting import FitNote, Fitted, fit
 
 
@@ -156,3 +159,61 @@ def test_a_broken_tie_survives_a_file_that_leaves_it_out():
     assert any("is tied to" in str(note.message) for note in said)
     assert torch.allclose(result["model.decoder.weight"], new["base.embedding.weight"] + 1, atol=1e-5)
     assert torch.equal(result["model.base.embedding.weight"], new["base.embedding.weight"])
+
+
+# == what transformers converts ==============================================================================
+
+
+def tiny(name: str):
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.set_verbosity_error()
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    text = {**size, "vocab_size": 32, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    made = {"vit": lambda: transformers.ViTForImageClassification(
+                transformers.ViTConfig(**size, image_size=8, patch_size=4)),
+            "mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**text, num_local_experts=3)),
+            "qwen2_moe": lambda: transformers.Qwen2MoeForCausalLM(transformers.Qwen2MoeConfig(
+                **text, num_experts=3, moe_intermediate_size=8, shared_expert_intermediate_size=8))}
+    return made[name]()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+@pytest.mark.parametrize("name", ["vit", "mixtral", "qwen2_moe"])
+def test_files_of_save_pretrained_are_converted_and_back(name, prefix, tmp_path, capsys):
+    module = tiny(name)
+    module.save_pretrained(tmp_path)
+    own = module.state_dict()
+    given = {prefix + k: v for k, v in load_state(tmp_path).items()}
+    wanted = SimpleNamespace(names={k: tuple(v.shape) for k, v in own.items()}, passed=(), ties={})
+    found = fit(wanted, {k: v.to("meta") for k, v in given.items()}, conversions(module))
+    view = Fitted(found, given)
+    assert set(view) == set(own) and all(torch.equal(view[k], v) for k, v in own.items())
+    assert any(step.startswith("converted as transformers does") for step in found.steps)
+    back = dict(found.undo(own.items()))
+    assert back.keys() == given.keys() and all(torch.equal(back[k], v) for k, v in given.items())
+    assert not set(own) <= set(Fitted(fit(wanted, given), given)), "nothing to convert"
+
+
+def test_other_modules_have_nothing_converted():
+    assert conversions(Encoder()) is None and conversions(None) is None
+
+
+def test_a_fine_tuned_head_on_the_command_line(tmp_path, monkeypatch, capsys):
+    """A whole folder: converted names, an untied head that the target's file leaves out."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    config = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 16, "bos_token_id": 1, "eos_token_id": 2}
+    states = []
+    for seed, tied in enumerate((True, False, True)):
+        torch.manual_seed(seed)
+        module = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config, tie_word_embeddings=tied))
+        module.save_pretrained(f"m{seed}")
+        states.append(load_state(f"m{seed}"))
+    assert "lm_head.weight" in states[1] and "lm_head.weight" not in states[2]
+    assert run(["transport", "m0", "m0", "m1", "m2", "-o", "out", "--method", "identity"]) == 0
+    errors = capsys.readouterr().err
+    assert "'lm_head.weight' is tied to 'transformer.wte.weight' in the model" in errors
+    assert "tied, and stored once" in errors
+    out = load_state("out")
+    expected = states[2]["transformer.wte.weight"] + states[1]["lm_head.weight"] - states[0]["transformer.wte.weight"]
+    assert out.keys() == states[1].keys() and torch.allclose(out["lm_head.weight"], expected, atol=1e-6)

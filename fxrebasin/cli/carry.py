@@ -10,13 +10,14 @@ import click
 from torch import Tensor
 
 from ..alignment import Alignment
-from ..checkpoint import Stored, is_adapter, load_adapter, plan, save_adapter, writing
+from ..checkpoint import is_adapter, load_adapter, plan, save_adapter, writing
 from ..errors import SpecError, StateError
 from ..parts import Parts, applied
 from ..spec import Spec
+from ..spec.stacks import tied
 from ..transport import Adapter, Merged, transport_adapter, transported
 from .command import commands, find
-from .file import card, claim, opened, read
+from .file import Checkpoint, card, claim, opened, read
 from .fitting import fitted, fitted_adapter, refuse_fitting
 from .model import spec_of
 from .option import (Alpha, extra_option, input_option, json_option, matching_options, output_option,
@@ -42,14 +43,19 @@ def apply(alignment: str, checkpoint: str, output: str, ignore_extra: bool, as_j
     answer({"moved": moved, "output": output}, f"{moved:,} elements moved; written: {output}", as_json)
 
 
-def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Stored, output: str, text: str) -> None:
-    """Writes tensors as they come, in the form of `like`, whose names they have."""
+def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Checkpoint, output: str, text: str,
+          changed: Mapping[str, Tensor] | None = None) -> None:
+    """Writes tensors of the model as they come, in the form of `like` and under its names.
+
+    changed  names in the file of what it does not have, or has in another shape -> that shape, on the meta device
+    """
     form = like.form
-    with writing(plan(output, form.blank(), form)) as writer, counting(what, like.size) as advance:
-        for name, tensor in tensors:
-            if name in form.files:
+    blank = form.blank() | dict(changed or {})
+    with writing(plan(output, blank, form)) as writer, counting(what, like.stored.size) as advance:
+        for name, tensor in like.fit.undo(tensors):
+            if name in blank:
                 writer.put(name, tensor)
-                advance(form.bytes(name))
+                advance(form.bytes(name) if name in form.files else 0)
         writer.finish(text)
     if writer.left:
         note(f"left out of {output}: {'; '.join(writer.left[:3])}"
@@ -110,10 +116,11 @@ def transport_command(context: click.Context, paths: tuple[str, ...], output: st
                            ignore_extra, section)
         data |= more
     elif adapter:
-        _carry_adapter(alignment, base, finetuned, target, output, alpha, full, ignore_extra, section)
+        _carry_adapter(alignment, base, finetuned, target, output, alpha, full, ignore_extra, section, model)
     else:
-        with opened(alignment, (base, finetuned, target), ignore_extra) as (alignment, stored):
-            write("transport", transported(*stored, alignment, alpha=finite(alpha)), stored[2], output, section)
+        with opened(alignment, (base, finetuned, target), ignore_extra, model) as (alignment, stored):
+            write("transport", transported(*stored, alignment, alpha=finite(alpha)), stored[2], output, section,
+                  _untied(*stored))
     answer(data, f"{text}; {said}; written: {output}", as_json)
 
 
@@ -121,7 +128,7 @@ def _fit(model: str, inputs: tuple[str, ...], alignment: Alignment, paths: tuple
          alpha: float | str, samples: str, keep: str | None, ignore_extra: bool,
          section: str) -> tuple[dict[str, Any], str]:
     """Writes what is fitted to inputs; what there is to say about it, as data and as text."""
-    with opened(alignment, paths, ignore_extra) as (alignment, stored):
+    with opened(alignment, paths, ignore_extra, model) as (alignment, stored):
         state, data, text = fitted(model, inputs, stored, alignment, alpha, samples, keep)
         write("transport", state.items(), stored[2], output, section)
     return data, text
@@ -133,12 +140,19 @@ def _fit_adapter(model: str, inputs: tuple[str, ...], alignment: Alignment, path
     """The same for an adapter."""
     base, folder, target = paths
     adapter = Adapter(*load_adapter(folder))
-    with opened(alignment, (base, target), ignore_extra) as (alignment, (old, new)):
+    with opened(alignment, (base, target), ignore_extra, model) as (alignment, (old, new)):
         tuned = Merged(old, adapter, Parts(alignment))
         carried = transport_adapter(old, adapter, new, alignment)
         carried, data, text = fitted_adapter(model, inputs, (old, tuned, new), alignment, carried, samples, keep)
     _save_adapter(carried, target, output, folder, section)
     return data, text
+
+
+def _untied(base: Checkpoint, finetuned: Checkpoint, target: Checkpoint) -> dict[str, Tensor]:
+    """Tensors that the target's file leaves out, since they are tied, and one of the other two has apart."""
+    apart = [alias for alias, name in target.fit.ties.items() for state in (base, finetuned)
+             if alias not in state.fit.ties and name not in state.fit.ties and not tied(state[alias], state[name])]
+    return {target.fit.file_of(alias): finetuned[alias].to("meta") for alias in apart}
 
 
 def finite(alpha: float) -> float:
@@ -152,7 +166,7 @@ def _alignment(model: str | None, base: str, target: str, given: str | None, inp
                ignore_extra: bool, how: Mapping[str, Any]) -> tuple[Alignment, dict[str, Any], str]:
     """The alignment that is given, or found; and what there is to say about it."""
     if given is None:
-        spec, states = read(spec_of(model, inputs), (base, target), ignore_extra)
+        spec, states = read(spec_of(model, inputs), (base, target), ignore_extra, model)
         return find(spec, *states, **how)
     alignment = Alignment.load(given)
     if model:
@@ -161,9 +175,9 @@ def _alignment(model: str | None, base: str, target: str, given: str | None, inp
 
 
 def _carry_adapter(alignment: Alignment, base: str, folder: str, target: str, output: str, alpha: float, full: bool,
-                   ignore_extra: bool, section: str) -> None:
+                   ignore_extra: bool, section: str, model: str | None) -> None:
     adapter = Adapter(*load_adapter(folder))
-    with opened(alignment, (base, target), ignore_extra) as (alignment, (old, new)):
+    with opened(alignment, (base, target), ignore_extra, model) as (alignment, (old, new)):
         if full:
             tuned = Merged(old, adapter, Parts(alignment))
             write("transport", transported(old, tuned, new, alignment, alpha=finite(alpha)), new, output, section)

@@ -109,7 +109,7 @@ def match_command(model: str, source: str, target: str, output: str, inputs: tup
                   ignore_extra: bool, as_json: bool, **how: Any) -> None:
     """Find the alignment that brings the checkpoint SOURCE (old base) close to TARGET (new base)."""
     claim(output, source, target, model if os.path.isdir(model) else None)
-    spec, states = read(spec_of(model, inputs), (source, target), ignore_extra)
+    spec, states = read(spec_of(model, inputs), (source, target), ignore_extra, model)
     alignment, data, text = find(spec, *states, **how)
     alignment.save(output)
     answer(data | {"output": output}, f"{text}; written: {output}", as_json)
@@ -139,7 +139,7 @@ def verify_command(context: click.Context, model: str, checkpoints: tuple[str, .
                                "checkpoint", context)
     if output:
         claim(output, *checkpoints)
-    spec, (a, b) = read(spec_of(model, inputs), checkpoints, ignore_extra)
+    spec, (a, b) = read(spec_of(model, inputs), checkpoints, ignore_extra, model)
     with working("comparing"):
         found = find_equivalence(spec, a, b)
     if found is None:
@@ -164,7 +164,7 @@ def _verify_alignment(model: str, checkpoints: tuple[str, ...], path: str, input
     state = None
     if checkpoints:
         names = {*alignment.spec.names, *alignment.spec.passed}
-        _, (found,) = read(alignment.spec, checkpoints, ignore_extra)
+        _, (found,) = read(alignment.spec, checkpoints, ignore_extra, model)
         state = {name: tensor for name, tensor in found.items() if name in names}
     try:
         with working("running in float64"):

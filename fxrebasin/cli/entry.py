@@ -13,6 +13,7 @@ import click
 
 from ..checkpoint import CheckpointNote
 from ..errors import NotEquivalentError
+from ..spec.fitting import FitNote
 from ..transport import TransportNote
 from . import DONE, INTERRUPTED, NO, TERMINATED, WRONG
 from . import carry  # noqa: F401 - its commands
@@ -38,7 +39,7 @@ def run(arguments: Sequence[str] | None = None, interrupts: Interrupts | None = 
     hush(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for kind in (CheckpointNote, TransportNote):
+        for kind in (CheckpointNote, FitNote, TransportNote):
             warnings.simplefilter("always", kind)
         warnings.showwarning = lambda message, *_: note(str(message))
         try:

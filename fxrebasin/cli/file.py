@@ -10,52 +10,84 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .. import __version__
 from ..alignment import Alignment
-from ..checkpoint import State, Stored, check_folder, check_writable, files_of, fill_ties, load_state
+from ..checkpoint import State, Stored, check_folder, check_writable, files_of, load_state
 from ..draft import check_place, whole
 from ..errors import CheckpointError, StateError
 from ..spec import Spec
+from ..spec.fitting import Fit, Fitted, fit
+from .model import conversions_of
 from .speech import note, some
 
 
-def read(spec: Spec, paths: Sequence[str], ignore_extra: bool) -> tuple[Spec, list[State]]:
-    """The states in some checkpoints of a model, tied names filled in, and the spec that they fit.
+class Checkpoint(Fitted):
+    """A checkpoint under the names of a model, of which tensors are read when they are asked for."""
+
+    def __init__(self, fit: Fit, stored: Stored):
+        super().__init__(fit, stored)
+        self.stored, self.form = stored, stored.form
+
+
+def read(spec: Spec, paths: Sequence[str], ignore_extra: bool, model: str | None = None) -> tuple[Spec, list[State]]:
+    """The states in some checkpoints, under the names of MODEL, and the spec that they fit.
 
     With `ignore_extra`, entries that the model does not have are passed through unchanged, and the spec that
     is returned says so. Raises CheckpointError, or StateError for extra entries; other misfits come up later.
     """
-    states = [fill_ties(load_state(path), spec.ties) for path in paths]
-    return fitted(spec, dict(zip(paths, states)), ignore_extra), states
+    given = {path: load_state(path) for path in dict.fromkeys(paths)}
+    fits = {path: fitted(spec, path, state, model) for path, state in given.items()}
+    states = {path: dict(Fitted(fits[path], state)) for path, state in given.items()}
+    return with_extra(spec, fits, states, ignore_extra), [states[path] for path in paths]
 
 
-def fitted(spec: Spec, states: Mapping[str, Collection[str]], ignore_extra: bool) -> Spec:
+def fitted(spec: Spec, path: str, state: Mapping[str, Tensor], model: str | None) -> Fit:
+    """How a checkpoint fits a spec; every step is said. What a library converts is asked only where names differ."""
+    found = fit(spec, state)
+    if not set(spec.names) <= set(Fitted(found, state)) and (convert := conversions_of(model, path)) is not None:
+        found = fit(spec, state, convert)
+    for step in found.steps:
+        note(f"{path}: {step}")
+    return found
+
+
+def with_extra(spec: Spec, fits: Mapping[str, Fit], states: Mapping[str, Collection[str]], ignore_extra: bool) -> Spec:
     """The spec that checkpoints fit, given by path and the names in them. Raises StateError for extra entries."""
     extra: dict[str, None] = {}
     for path, names in states.items():
+        extra.update(dict.fromkeys(fits[path].left))
         odd = sorted(set(names) - set(spec.names) - set(spec.passed))
-        if odd and set(spec.names) <= set(names) and not ignore_extra:  # else it is not of this model at all
+        if set(odd) == set(fits[path].left):
+            continue
+        if set(spec.names) <= set(names) and not ignore_extra:  # else it is not of this model at all
             raise StateError(f"{path} has entries that the model does not have: {some(odd)}: give "
                              "--ignore-extra to leave them as they are, or remove them from the checkpoint")
-        if odd and ignore_extra:
+        if ignore_extra:
             note(f"{path}: left as they are, since the model does not have them: {some(odd)}")
             extra.update(dict.fromkeys(odd))
     return replace(spec, passed=(*spec.passed, *extra)) if extra else spec
 
 
 @contextlib.contextmanager
-def opened(alignment: Alignment, paths: Sequence[str], ignore_extra: bool) -> Iterator[tuple[Alignment, list[Stored]]]:
-    """Checkpoints of a model, of which tensors are read when they are asked for, and the alignment for them.
+def opened(alignment: Alignment, paths: Sequence[str], ignore_extra: bool,
+           model: str | None = None) -> Iterator[tuple[Alignment, list[Checkpoint]]]:
+    """Checkpoints under the names of MODEL, of which tensors are read when they are asked for, and the alignment
+    for them.
 
     Names and shapes are looked at here. Raises CheckpointError, or StateError where they do not fit.
     """
     with contextlib.ExitStack() as stack:
-        stored = [stack.enter_context(Stored(path)) for path in paths]
-        blank = {path: fill_ties(each.form.blank(), alignment.spec.ties) for path, each in zip(paths, stored)}
-        spec = fitted(alignment.spec, blank, ignore_extra)
-        for path, state in blank.items():
+        stored = {path: stack.enter_context(Stored(path)) for path in dict.fromkeys(paths)}
+        blank = {path: each.form.blank() for path, each in stored.items()}
+        fits = {path: fitted(alignment.spec, path, blank[path], model) for path in stored}
+        own = {path: dict(Fitted(fits[path], blank[path])) for path in stored}
+        spec = with_extra(alignment.spec, fits, own, ignore_extra)
+        for path, state in own.items():
             spec.check(state, path)
-        yield alignment if spec is alignment.spec else Alignment(spec, alignment.permutations), stored
+        yield (alignment if spec is alignment.spec else alignment.of(spec),
+               [Checkpoint(fits[path], stored[path]) for path in paths])
 
 
 def claim(output: str, *inputs: str | None, like: str | None = None, folder: bool = False) -> None:

@@ -8,17 +8,19 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..checkpoint import fill_ties, load_state
+from ..checkpoint import State, conversions, load_state
 from ..errors import CaptureError, CheckpointError
 from ..infer import infer
 from ..spec import Spec
+from ..spec.fitting import Fitted, Link, fit
 from .example import example_inputs, inputs_by_config
 from .progress import working
 from .speech import note
@@ -135,13 +137,37 @@ def _from_folder(folder: Path, real: bool) -> tuple[nn.Module, Callable]:
     return module, lambda: inputs_by_config(module)
 
 
+@dataclass(frozen=True)
+class _Names:
+    """What a module's file is fitted to, where no spec is at hand."""
+
+    names: Mapping[str, tuple[int, ...]]
+    ties: Mapping[str, str]
+    passed: tuple[str, ...] = ()
+
+
 def _load_own(module: nn.Module, folder: Path) -> None:
     """The folder's weights, where it has them and they are the model's; entries that the model does not have,
     such as tables that were stored once, do not matter."""
     own = module.state_dict(keep_vars=True)
-    ties = {name: next(other for other in own if own[other] is tensor) for name, tensor in own.items()}
+    first = {name: next(other for other in own if own[other] is tensor) for name, tensor in own.items()}
+    wanted = _Names({name: tuple(tensor.shape) for name, tensor in own.items()},
+                    {alias: name for alias, name in first.items() if alias != name})
     try:
-        state = fill_ties(load_state(folder), {alias: name for alias, name in ties.items() if alias != name})
+        given = load_state(folder)
+        state = Fitted(fit(wanted, given, conversions(module)), given)
         module.load_state_dict({name: tensor for name, tensor in state.items() if name in own})
     except (CheckpointError, RuntimeError) as error:
         note(f"{folder}: random weights are used instead of its own: {error}")
+
+
+def conversions_of(model: str | None, path: str) -> Callable[[State], list[Link]] | None:
+    """What the library of a model converts when it loads a file: asked of MODEL, or of the folder that the file is."""
+    place = Path(model or path)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            if place.is_dir():
+                return conversions(_from_folder(place, real=False)[0])
+            return conversions(_from_import(model)[0]) if model else None
+    except CaptureError:
+        return None

@@ -14,14 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from .stacks import tied
-
-if TYPE_CHECKING:
-    from .value import Spec
 
 State = Mapping[str, torch.Tensor]
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
@@ -30,6 +27,17 @@ RENAMED = {"gamma": "weight", "beta": "bias", "weight_g": "parametrizations.weig
 HARMLESS = re.compile(r"(^|\.)(position_ids|token_type_ids|relative_position_index|num_batches_tracked|"
                       r"rotary_emb\.inv_freq|inv_freq|masked_bias|total_ops|total_params)$")
 MASKS = re.compile(r"(^|\.)(attn|attention|self_attn|self)\.bias$")  # causal masks, where they are no vectors
+
+
+class Wanted(Protocol):
+    """What a file is fitted to: a Spec, or as much of one."""
+
+    @property
+    def names(self) -> Mapping[str, tuple[int, ...]]: ...
+    @property
+    def passed(self) -> tuple[str, ...]: ...
+    @property
+    def ties(self) -> Mapping[str, str]: ...
 
 
 class FitNote(UserWarning):
@@ -124,7 +132,7 @@ class Fitted(Mapping[str, torch.Tensor]):
         return self.fit.steps
 
 
-def fit(spec: Spec, state: State, convert: Callable[[State], list[Link]] | None = None) -> Fit:
+def fit(spec: Wanted, state: State, convert: Callable[[State], list[Link]] | None = None) -> Fit:
     """How a state fits a spec, as well as it does.
 
     state    tensors by name; only names, shapes and dtypes are looked at, so that those on the meta device will do
@@ -133,12 +141,12 @@ def fit(spec: Spec, state: State, convert: Callable[[State], list[Link]] | None 
     return _Fitting(spec, state).run(convert)
 
 
-def agrees(spec: Spec, state: State) -> bool:
+def agrees(spec: Wanted, state: State) -> bool:
     """Whether a state has the spec's names, and nothing else."""
     return set(spec.names) <= set(state) <= {*spec.names, *spec.passed}
 
 
-def fitted(spec: Spec, state: State, what: str) -> tuple[State, Fit | None]:
+def fitted(spec: Wanted, state: State, what: str) -> tuple[State, Fit | None]:
     """A state under the spec's names, as far as it fits, and how it was fitted (None: it has them). Warns of each step
     with a FitNote."""
     if agrees(spec, state) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
@@ -161,7 +169,7 @@ def undone(found: Fit, result: State, given: State) -> dict[str, torch.Tensor]:
 class _Fitting:
     """The names of a file on their way to those of a model. `now`: name in the file -> what it has become."""
 
-    def __init__(self, spec: Spec, state: State):
+    def __init__(self, spec: Wanted, state: State):
         self.state, self.spec = state, spec
         self.want = set(spec.names)
         self.known = self.want | set(spec.passed)
