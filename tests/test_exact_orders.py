@@ -34,7 +34,7 @@ SMALLER = {
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_the_spec_has_the_exact_order(name):
     module, inputs = NETWORKS[name]()
-    spec = fxr.infer(module, inputs)
+    spec = fxr.infer(module, inputs, falsify=False)
     order = WHOLE.get(name, ORDERS[name])
     assert order % spec.order == 0, "not a subgroup: the spec claims a symmetry that is none"
     if name in SMALLER:
