@@ -26,8 +26,8 @@ class Module:
     Raises RuntimeError or whatever the module raises if it will not run.
     """
 
-    def __init__(self, model: nn.Module, own: Mapping[str, Any], copied: nn.Module, example_inputs: Any):
-        self.own, self.copied = own, copied
+    def __init__(self, model: nn.Module, own: Mapping[str, Any], example_inputs: Any):
+        self.model, self.own = model, own
         self.args, self.kwargs = arguments(example_inputs)
         names: dict[int, list[str]] = {}
         for name, tensor in _held(model):
@@ -39,12 +39,29 @@ class Module:
     def of(cls, model: nn.Module, example_inputs: Any) -> Iterator[Module]:
         """`DataParallel` is run as what it wraps, which is what it does itself where there is one device."""
         inner = model.module if isinstance(model, nn.DataParallel) else model
-        with quiet(), tracing_copy_of(inner, {}) as copied:
-            yield cls(inner, model.state_dict(keep_vars=True), copied, example_inputs)
+        with quiet():
+            yield cls(inner, model.state_dict(keep_vars=True), example_inputs)
 
     def outputs(self, state: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
         """The tensor outputs by path; `seed` is that of numbers that the module draws."""
-        held = {name: tensor.detach().clone() for name, tensor in _held(self.copied)}
+        tensors = [leaf for _, leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+        args, kwargs = copy.deepcopy((self.args, self.kwargs), {id(t): t.detach().clone() for t in tensors})
+        held = self._held_of(state)
+        with tracing_copy_of(self.model, {}, share=False) as copied, torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if copied is self.model:  # it cannot be copied, and must not be written to
+                kept = {name: tensor.detach().clone() for name, tensor in _held(copied)}
+                result = torch.func.functional_call(copied, kept | held, args, kwargs, tie_weights=False)
+            else:
+                for name, tensor in _held(copied):  # in place: attributes may lie in the memory of a parameter
+                    if name in held:
+                        tensor.copy_(held[name])
+                result = copied(*args, **kwargs)
+        return {path: leaf for path, leaf in leaves_of(result) if isinstance(leaf, Tensor)}
+
+    def _held_of(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the module's parameters and buffers hold at a state, by all of their names."""
+        held: dict[str, Tensor] = {}
         for entry, names in self.names.items():
             if not names and isinstance(self.own[entry], Tensor):
                 raise RuntimeError(f"{entry!r} of its state is no parameter or buffer of it")
@@ -52,12 +69,7 @@ class Module:
             if names and value is not None:
                 value = value.detach().to(self.own[entry].device, self.own[entry].dtype, copy=True)
                 held.update(dict.fromkeys(names, value))
-        tensors = [leaf for _, leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
-        args, kwargs = copy.deepcopy((self.args, self.kwargs), {id(t): t.detach().clone() for t in tensors})
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            result = torch.func.functional_call(self.copied, held, args, kwargs, tie_weights=False)
-        return {path: leaf for path, leaf in leaves_of(result) if isinstance(leaf, Tensor)}
+        return held
 
 
 def _held(model: nn.Module) -> list[tuple[str, Tensor]]:
