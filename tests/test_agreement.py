@@ -1,4 +1,5 @@
-"""Numbers that are read out of a parameter as the module is captured: seen, or found at a second random state."""
+"""Numbers that are read out of a parameter as the module is captured: seen, or found at a second random
+state."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def digits(tensor):
     return [float(sum(map(ord, repr(number)[:9]))) + k for k, number in enumerate(tensor)]
 
 
-# What leaves the graph -> the order that is left: 720 if nothing has to be read, 120 if one number is, 1 if a column is.
+# What leaves the graph -> the order that is left: 720 if nothing has to be read, 120 if one number is, 1 if
+# a column is.
 READS = {
     "data": (lambda n, x: relu(x @ n.w.t()).sum(-1, keepdim=True) + relu(x @ n.w.data.t()) @ n.o, F(6)),
     "data alone": (lambda n, x: relu(x @ n.w.data.t()) @ n.o, F(6)),
@@ -72,8 +74,12 @@ READS = {
     "array": (lambda n, x: scaled(torch.as_tensor(np.asarray(n.w.detach())[:, 0].copy()), n, x), 1),
     "dlpack": (lambda n, x: scaled(torch.from_dlpack(n.w.detach())[:, 0], n, x), 1),
     "repr": (row(digits), 1),
-    "sorted": (lambda n, x: scaled(1.0, n, x) + relu(x @ n.w.t())[:, sorted(range(6), key=lambda k: float(n.w[k, 0]))]
-               @ n.o, 1),
+    "sorted": (
+        lambda n, x: (
+            scaled(1.0, n, x) + relu(x @ n.w.t())[:, sorted(range(6), key=lambda k: float(n.w[k, 0]))] @ n.o
+        ),
+        1,
+    ),
     "equal numbers": (lambda n, x: scaled(torch.tensor(n.g.tolist(), dtype=torch.float64), n, x), 1),
     "equal numbers as array": (lambda n, x: scaled(torch.from_numpy(n.g.detach().numpy()), n, x), 1),
 }
@@ -113,7 +119,9 @@ class Unseen(nn.Module):
 
     def forward(self, x):
         y = relu(x @ self.w.t()) @ self.o + relu(x @ self.b.t()) @ self.p
-        return y * float(self.numbers[0, 0]) if not self.structure else y.roll(int(self.numbers[0, 0] > 0), -1)
+        return (
+            y * float(self.numbers[0, 0]) if not self.structure else y.roll(int(self.numbers[0, 0] > 0), -1)
+        )
 
 
 def test_a_read_that_no_tracer_sees_is_found_and_pinned_by_name():
@@ -133,8 +141,12 @@ def test_what_cannot_be_compared_is_said():
     class Draws(Unseen):
         def forward(self, x):
             return super().forward(x) * torch.rand(())
+
     program = fxr.capture(Draws(), X.float())
-    assert program.agreement == "graph and module were not compared at other numbers: forward draws random numbers"
+    assert (
+        program.agreement
+        == "graph and module were not compared at other numbers: forward draws random numbers"
+    )
     large = nn.Sequential(nn.Linear(5, 30_000), nn.Linear(30_000, 10_000, bias=False))
     assert "too large" in fxr.capture(large, X.float()).agreement
 
@@ -151,7 +163,10 @@ def test_numbers_from_elsewhere_are_refused():
             y = x @ self.w.t() + memory.get("last", 0.0)
             memory["last"] = y.detach()
             return y
-    with pytest.raises(CaptureError, match="does not give the same twice: it keeps numbers where the module does not"):
+
+    with pytest.raises(
+        CaptureError, match="does not give the same twice: it keeps numbers where the module does not"
+    ):
         fxr.capture(Draws(), X.float())
     with pytest.raises(CaptureError):
         fxr.capture(Remembers(), X.float())
@@ -162,6 +177,7 @@ def test_assigning_data_is_refused_with_the_way_out():
         def forward(self, x):
             self.w.data = self.w.data * 2
             return x @ self.w.t()
+
     with pytest.raises(CaptureError, match="puts another tensor in the place of a tensor's data"):
         fxr.capture(Assigns(), X.float())
 
@@ -170,6 +186,7 @@ def test_a_module_that_differs_by_its_inputs_numbers_is_recorded_not_refused():
     class Branch(Unseen):
         def forward(self, x):
             return super(Unseen, self).forward(x) if x.sum() > 1e9 else relu(x @ self.b.t()) @ self.p
+
     spec = fxr.infer(Branch(), X.float())
     assert spec.order == F(4) and any("only the branch" in note for note in spec.notes)
 

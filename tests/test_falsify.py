@@ -92,11 +92,16 @@ def infinite(h):
     return 1 / torch.relu(h)
 
 
-@pytest.mark.parametrize("function", [saturated, not_a_number, nearly_tied, cancelled, infinite, nn.Dropout(0.5)],
-                         ids=lambda function: getattr(function, "__name__", type(function).__name__))
+@pytest.mark.parametrize(
+    "function",
+    [saturated, not_a_number, nearly_tied, cancelled, infinite, nn.Dropout(0.5)],
+    ids=lambda function: getattr(function, "__name__", type(function).__name__),
+)
 def test_rounding_saturation_and_nan_raise_no_false_alarm(function):
     spec = fxr.infer(Net(function), torch.randn(7, 5))
-    assert spec.order == factorial(6) * factorial(4) and not any("worth a report" in note for note in spec.notes)
+    assert spec.order == factorial(6) * factorial(4) and not any(
+        "worth a report" in note for note in spec.notes
+    )
 
 
 def test_a_module_on_the_meta_device_is_tried_where_its_constants_are_known():

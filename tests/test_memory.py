@@ -21,8 +21,8 @@ X = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.fl
 
 
 class Net(nn.Module):
-    """Parameters w (6, 5) and o (6, 3), whatever `setup` adds, and a function of both. `branch`: on the input's numbers, so
-    that the module is recorded."""
+    """Parameters w (6, 5) and o (6, 3), whatever `setup` adds, and a function of both. `branch`: on the
+    input's numbers, so that the module is recorded."""
 
     def __init__(self, setup, function, branch: bool = False):
         super().__init__()
@@ -40,9 +40,10 @@ def change(make, spec: fxr.Spec, calls: int = 1) -> float:
     for seed in range(3):
         torch.manual_seed(seed)
         one, two = make(), make()
-        drawn = {name: torch.randn_like(t) if t.is_floating_point() else t for name, t in one.state_dict().items()}
-        one.load_state_dict(drawn)
-        two.load_state_dict(spec.random(seed).apply({name: t.clone() for name, t in one.state_dict().items()}))
+        one.load_state_dict({name: torch.randn_like(t) if t.is_floating_point() else t
+                             for name, t in one.state_dict().items()})
+        held = {name: t.clone() for name, t in one.state_dict().items()}
+        two.load_state_dict(spec.random(seed).apply(held))
         with torch.no_grad():
             for _ in range(calls):
                 x = torch.randn_like(X)
@@ -91,9 +92,11 @@ ALIASES = {
     "in a dict": (attribute(lambda n: {"a": [n.w.data[0]]}), scaled(lambda v: v["a"][0]), F(5)),
     "in an object": (attribute(lambda n: types.SimpleNamespace(a=n.w.data[0])), scaled(lambda v: v.a), F(5)),
     "closure": (closure, scaled(lambda v: v()), F(5)),
-    "partial": (attribute(lambda n: functools.partial(torch.mul, n.w.data[0])), scaled(lambda v: v(1.0)), F(5)),
+    "partial": (attribute(lambda n: functools.partial(torch.mul, n.w.data[0])), scaled(lambda v: v(1.0)),
+                F(5)),
     "array": (attribute(lambda n: n.w.detach().numpy()), scaled(lambda v: torch.from_numpy(v)[0]), F(5)),
-    "array read": (attribute(lambda n: n.w.detach().numpy()), scaled(lambda v: torch.tensor(float(v[0].sum()))), 1),
+    "array read": (attribute(lambda n: n.w.detach().numpy()),
+                   scaled(lambda v: torch.tensor(float(v[0].sum()))), 1),
     "diagonal": (attribute(lambda n: n.w.data.diagonal()), scaled(lambda v: v), 1),
     "windows": (attribute(lambda n: n.w.data.unfold(0, 2, 1)), scaled(lambda v: v[:, 0, 0] * v[:, 0, 1]), 1),
     "of both": (flat, scaled(lambda v: v.cos()[:1]), 1),
@@ -145,11 +148,13 @@ def test_aliases_on_the_meta_device_are_seen():
     assert fxr.infer(net, X.to("meta")).order == F(3) * F(3)
 
 
-VIEWS = st.lists(st.sampled_from(("t", "slice", "select", "split", "flatten", "unsqueeze", "expand")), max_size=4)
+KINDS = ("t", "slice", "select", "split", "flatten", "unsqueeze", "expand")
+SHAPES = ((6, 5), (2, 3, 4), (1, 6), (12,), (4, 2, 3, 2))
 
 
 @settings(max_examples=150, deadline=None)
-@given(VIEWS, st.integers(0, 2**16), st.sampled_from(((6, 5), (2, 3, 4), (1, 6), (12,), (4, 2, 3, 2))), st.booleans())
+@given(st.lists(st.sampled_from(KINDS), max_size=4), st.integers(0, 2**16), st.sampled_from(SHAPES),
+       st.booleans())
 def test_steps_make_the_view(kinds, seed, shape, turned):
     base = torch.arange(float(np.prod(shape))).view(shape)
     base = base.T.contiguous().T if turned and base.ndim == 2 else base
@@ -183,7 +188,7 @@ def test_steps_make_the_view(kinds, seed, shape, turned):
         assert found is not None
 
 
-# ------------------------------------------------------------------------------------------------ what is written
+# -------------------------------------------------------------------------------------------- what is written
 
 
 class Kept(nn.Module):

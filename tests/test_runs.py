@@ -71,6 +71,7 @@ def test_a_joined_program_computes_every_run():
     names = {source.name for source in program.sources.values() if source.kind == "input"}
     assert names == {"x", "x (run 2)", "mask (run 2)"}
     from fxrebasin.capture.interpreter import run
+
     inputs = {"x": x, "x (run 2)": x[:2], "mask (run 2)": mask[:2]}
     one, two = run(program.module, program.sources, module.state_dict(), inputs)
     with torch.no_grad():
@@ -81,20 +82,24 @@ def test_experts_in_a_list_are_seen_in_several_runs():
     class Mixture(nn.Module):
         def __init__(self):
             super().__init__()
-            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)) for _ in range(3))
+            self.experts = nn.ModuleList(
+                nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)) for _ in range(3)
+            )
 
         def forward(self, x):
             return sum(expert(x) for expert in self.experts)
+
     single, several = fxr.infer(Mixture(), X), fxr.infer(Mixture(), [X, X[:2]])
     assert single.order == F(3) * F(4) ** 3
     assert several.order == single.order
 
 
-# ------------------------------------------------------------------------------------------------------ sizes of 1
+# ------------------------------------------------------------------------------------------------- sizes of 1
 
 
 class Chosen(nn.Module):
-    """Weights chosen by the largest score, and a mean over the batch: with a batch of 1, each expert's units look free."""
+    """Weights chosen by the largest score, and a mean over the batch: with a batch of 1, each expert's
+    units look free."""
 
     def __init__(self):
         super().__init__()
@@ -153,4 +158,5 @@ def test_several_inputs_are_made_larger_together(no_warnings):
             if x.shape[0] != y.shape[0]:
                 raise ValueError("two batches")
             return self.down(relu(self.up(x)) * y.sum(-1, keepdim=True))
+
     assert fxr.infer(Pair(), {"x": X[:1], "y": MASK[:1]}).order == F(6)

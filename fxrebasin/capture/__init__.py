@@ -33,5 +33,5 @@ from .leaves import arguments, leaves_of
 from .program import Output, Program
 from .source import Source
 
-__all__ = ["Output", "Program", "Source", "arguments", "capture", "culprits", "default_dtype", "joined", "leaves_of",
-           "multiplications", "path_in_run"]
+__all__ = ["Output", "Program", "Source", "arguments", "capture", "culprits", "default_dtype", "joined",
+           "leaves_of", "multiplications", "path_in_run"]

@@ -1,9 +1,10 @@
-"""Graph and module beside each other at other numbers: what was read out of a tensor as the module was captured is
-found.
+"""Graph and module beside each other at other numbers: what was read out of a tensor as the module was
+captured is found.
 
-A number that Python read, in a way that no tracer sees, is baked into the graph. At a second random state and other
-inputs of the same shapes, graph and module then differ.
+A number that Python read, in a way that no tracer sees, is baked into the graph. At a second random state
+and other inputs of the same shapes, graph and module then differ.
 """
+
 from __future__ import annotations
 
 import copy
@@ -22,19 +23,24 @@ from .leaves import leaves_of
 from .program import Output, Program
 from .tracing_copy import tracing_copy_of
 
-LARGEST = 200_000_000  # multiplications of a network that is run, and for each operation, as a tracer takes its time
+# Multiplications of a network that is run, at most; and for each operation, as a tracer takes its time.
+LARGEST = 200_000_000
 FOR_EACH = 10_000_000
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}  # of an output's largest number: both sides run the same kernels
-COARSE = 0.05  # (constants may be of fewer bits), and what was baked in is off by the size of the output
+# Of an output's largest number. Both sides run the same kernels (but constants may be of fewer bits), and
+# what was baked in is off by the size of the output.
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
+COARSE = 0.05  # of 16 bits
 
 
 class Unknown(Exception):
     """Why graph and module cannot be compared."""
 
 
-def compared(program: Program, model: nn.Module, args: tuple, kwargs: dict[str, Any],
-             inputs: Mapping[str, Tensor]) -> Program:
-    """The program, with what graph and module do not agree on pinned, and `agreement` that says what was compared.
+def compared(
+    program: Program, model: nn.Module, args: tuple, kwargs: dict[str, Any], inputs: Mapping[str, Tensor]
+) -> Program:
+    """The program, with what graph and module do not agree on pinned, and `agreement` that says what was
+    compared.
 
     Raises CaptureError if they differ, and it is not clear by what.
     """
@@ -63,18 +69,24 @@ def _accepted(program: Program, pair: Pair) -> Program:
     if first:
         return _without_kept(program, pair, second)
     if not pair.repeats():
-        raise CaptureError(f"forward of {type(pair.model).__name__} does not give the same twice: it keeps numbers where the "
-                           "module does not show them, or draws some outside torch: keep them in a buffer, or capture the "
-                           "part of the module without them")
+        raise CaptureError(
+            f"forward of {type(pair.model).__name__} does not give the same twice: it keeps numbers where "
+            "the module does not show them, or draws some outside torch: keep them in a buffer, or capture "
+            "the part of the module without them"
+        )
     if not pair.agree([]):
-        raise CaptureError(f"the graph of {type(pair.model).__name__} does not compute what the module does: its forward "
-                           "does something that no tracer sees, such as a read of numbers outside the graph; "
-                           "compute with tensors alone, or capture the part of the module without it")
+        raise CaptureError(
+            f"the graph of {type(pair.model).__name__} does not compute what the module does: its forward "
+            "does something that no tracer sees, such as a read of numbers outside the graph; "
+            "compute with tensors alone, or capture the part of the module without it"
+        )
     read = culprits(pair.names, pair.agree)
     if not pair.agree([name for name in pair.names if name not in read]):
-        raise CaptureError(f"the graph of {type(pair.model).__name__} does not compute what the module does when "
-                           f"{_listed(read)} has other numbers: forward reads them outside the graph; "
-                           "compute with the tensor itself")
+        raise CaptureError(
+            f"the graph of {type(pair.model).__name__} does not compute what the module does when "
+            f"{_listed(read)} has other numbers: forward reads them outside the graph; "
+            "compute with the tensor itself"
+        )
     return _pinned(program, read)
 
 
@@ -87,29 +99,45 @@ def _without_kept(program: Program, pair: Pair, second: bool) -> Program:
         return replace(said, outputs=tuple(output for output in program.outputs if output.kind != "kept"))
     if any(output.kind == "kept" for output in program.outputs):
         return said
-    raise CaptureError(f"forward of {type(pair.model).__name__} keeps numbers from one call to the next where the module "
-                       "does not show them: keep them in a buffer, or capture the part of the module without them")
+    raise CaptureError(
+        f"forward of {type(pair.model).__name__} keeps numbers from one call to the next where the module "
+        "does not show them: keep them in a buffer, or capture the part of the module without them"
+    )
 
 
 def _pinned(program: Program, read: Sequence[str]) -> Program:
-    """The program for one content of some tensors, which stay as they are; constants may have been made of it."""
-    nodes = {source.name: node for node in program.module.graph.nodes
-             if (source := program.sources.get(node.name)) and source.kind == "state"}
+    """The program for one content of some tensors, which stay as they are; constants may have been made of
+    it."""
+    nodes = {
+        source.name: node
+        for node in program.module.graph.nodes
+        if (source := program.sources.get(node.name)) and source.kind == "state"
+    }
     why = "its numbers were read outside the graph as the module was captured"
     outputs = tuple(Output(why, nodes[name], "pinned") for name in read if name in nodes)
     end = program.module.graph.output_node()
     end.args = ((*end.args[0], *(output.node for output in outputs)),)
     program.module.recompile()
-    sources = {key: replace(source, valid="this state") if source.kind == "constant" else source
-               for key, source in program.sources.items()}
-    note = (f"forward reads the numbers of {_listed(read)} outside the graph, which holds while they are as they were: "
-            "compute with the tensor itself")
-    return replace(program, outputs=(*program.outputs, *outputs), sources=sources, notes=(*program.notes, note),
-                   agreement=f"graph and module agree at other numbers, but for those of {_listed(read)}")
+    sources = {
+        key: replace(source, valid="this state") if source.kind == "constant" else source
+        for key, source in program.sources.items()
+    }
+    note = (
+        f"forward reads the numbers of {_listed(read)} outside the graph, which holds while they are as they "
+        "were: compute with the tensor itself"
+    )
+    return replace(
+        program,
+        outputs=(*program.outputs, *outputs),
+        sources=sources,
+        notes=(*program.notes, note),
+        agreement=f"graph and module agree at other numbers, but for those of {_listed(read)}",
+    )
 
 
 def culprits(names: Sequence[str], agree: Callable[[Sequence[str]], bool]) -> list[str]:
-    """Those of the names with which things do not agree; all of them, where several together make the difference."""
+    """Those of the names with which things do not agree; all of them, where several together make the
+    difference."""
     if agree(names):
         return []
     half = len(names) // 2
@@ -123,17 +151,30 @@ def _listed(names: Sequence[str]) -> str:
 class Pair:
     """A program and copies of its module, to run beside each other.
 
-    names  of the tensors whose numbers may be others: entries of the state, inputs (as `input x`); not those that a
-           recorded branch was chosen by
+    names  of the tensors whose numbers may be others: entries of the state, inputs (as `input x`); not
+           those that a recorded branch was chosen by
     """
 
-    def __init__(self, program: Program, model: nn.Module, args: tuple, kwargs: dict[str, Any],
-                 inputs: Mapping[str, Tensor]):
+    def __init__(
+        self,
+        program: Program,
+        model: nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        inputs: Mapping[str, Tensor],
+    ):
         self.program, self.model, self.args, self.kwargs, self.inputs = program, model, args, kwargs, inputs
-        floats = [t.dtype for t in model.state_dict().values() if isinstance(t, Tensor) and t.is_floating_point()]
-        self.widest = max(floats, key=lambda dtype: torch.finfo(dtype).bits, default=torch.get_default_dtype())
-        users = {program.sources[node.name].name: node.users for node in program.module.graph.nodes
-                 if node.name in program.sources and program.sources[node.name].kind == "state"}
+        floats = [
+            t.dtype for t in model.state_dict().values() if isinstance(t, Tensor) and t.is_floating_point()
+        ]
+        self.widest = max(
+            floats, key=lambda dtype: torch.finfo(dtype).bits, default=torch.get_default_dtype()
+        )
+        users = {
+            program.sources[node.name].name: node.users
+            for node in program.module.graph.nodes
+            if node.name in program.sources and program.sources[node.name].kind == "state"
+        }
         chosen_by = set(program.deciding)
         self.names = [name for name in program.state if users.get(name) and name not in chosen_by]
         self.names += [f"input {path}" for path in inputs if path not in chosen_by]
@@ -144,8 +185,10 @@ class Pair:
 
     def agreements(self, names: Iterable[str], calls: int) -> list[bool]:
         """The same for each of some calls, one after the other, with other inputs each time."""
-        return [len(ours) == len(theirs) and all(map(_same, ours, theirs))
-                for ours, theirs in self._both(frozenset(names), calls)]
+        return [
+            len(ours) == len(theirs) and all(map(_same, ours, theirs))
+            for ours, theirs in self._both(frozenset(names), calls)
+        ]
 
     def repeats(self) -> bool:
         """Whether the module gives the same twice."""
@@ -163,9 +206,13 @@ class Pair:
                 if name in names:
                     _change(tensor.detach(), generator)
             for _ in range(calls):
-                inputs = {path: _other(tensor, generator) if f"input {path}" in names else tensor.clone()
-                          for path, tensor in self.inputs.items()}
-                held = {name: tensor for name, tensor in module.state_dict().items() if name in self.program.state}
+                inputs = {
+                    path: _other(tensor, generator) if f"input {path}" in names else tensor.clone()
+                    for path, tensor in self.inputs.items()
+                }
+                held = {
+                    name: tensor for name, tensor in module.state_dict().items() if name in self.program.state
+                }
                 ours = self._graph(held, inputs)  # first: forward may write to what it holds
                 results.append((ours, self._module(module, inputs)))
         return results
@@ -200,8 +247,8 @@ def _change(tensor: Tensor, generator: torch.Generator) -> None:
 
 
 def _other(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Other numbers of the same kind: the same ones at other places, and if they are no whole ones, slightly different;
-    positive where all are."""
+    """Other numbers of the same kind: the same ones at other places, and if they are no whole ones,
+    slightly different; positive where all are."""
     moved = tensor.reshape(-1).roll(1 + tensor.numel() // 3).reshape(tensor.shape)
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return moved

@@ -1,4 +1,5 @@
 """How much work a graph is, without running it."""
+
 from __future__ import annotations
 
 import math
@@ -15,8 +16,14 @@ def multiplications(program: Program) -> int:
 
 def _of(node: fx.Node) -> int:
     value = node.meta.get("val")
-    sizes = [tuple(v.shape) for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Tensor)]
-    given = [tuple(a.meta["val"].shape) for a in node.all_input_nodes if isinstance(a.meta.get("val"), Tensor)]
+    sizes = [
+        tuple(v.shape)
+        for v in (value if isinstance(value, (list, tuple)) else [value])
+        if isinstance(v, Tensor)
+    ]
+    given = [
+        tuple(a.meta["val"].shape) for a in node.all_input_nodes if isinstance(a.meta.get("val"), Tensor)
+    ]
     results = sum(map(math.prod, sizes))
     name = str(node.target).removeprefix("aten.").split(".")[0]
     if name in ("linear", "convolution", "conv1d", "conv2d", "conv3d") and len(given) > 1:

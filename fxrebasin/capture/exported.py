@@ -37,8 +37,8 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
 class Aside:
     """What a record says beside what the module returns.
 
-    assigned   (path, the tensor that was there before, or None) of attributes that forward assigns: what it assigns
-               to them are the outputs that follow those that are returned
+    assigned   (path, the tensor that was there before, or None) of attributes that forward assigns: what it
+               assigns to them are the outputs that follow those that are returned
     decisions  how many further outputs are what the branch was chosen by
     notes      for the user
     held       the tensors that the module holds: other constants are made as it runs
@@ -73,7 +73,8 @@ def program_of(exported: ExportedProgram, names: Names, paths: Sequence[str], le
         outputs += sources.written(path, target, next(tensors), assigned=True)
     for spec, node in results:
         if spec.kind in _WRITES:
-            outputs += sources.written(spec.target.removeprefix("captured."), sources.by_target.get(spec.target), node)
+            path = spec.target.removeprefix("captured.")
+            outputs += sources.written(path, sources.by_target.get(spec.target), node)
     chosen_by = list(itertools.islice(tensors, aside.decisions))
     outputs += sources.decisions(chosen_by)
     outputs += sources.overlaps()
@@ -85,8 +86,8 @@ def program_of(exported: ExportedProgram, names: Names, paths: Sequence[str], le
     module.recompile()
     found = {node.name: sources.found[node.name] for node in graph.nodes if node.name in sources.found}
     remarks = tuple(dict.fromkeys((*aside.notes, *sources.notes, *_remarks(exported))))
-    return Program(module, found, tuple(outputs), names.shapes, names.ties, tuple(names.passed), front_end, remarks,
-                   signature, names.kinds, sources.deciding(chosen_by))
+    return Program(module, found, tuple(outputs), names.shapes, names.ties, tuple(names.passed), front_end,
+                   remarks, signature, names.kinds, sources.deciding(chosen_by))
 
 
 def _check_static(graph: fx.Graph) -> None:

@@ -55,13 +55,15 @@ def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Progr
     check_initialised(model)
     held = {id(tensor): tensor for tensor in (*held_by(model), *inputs.values())}
     stand_ins = stand_ins_for(held.values())
-    names = Names(model.state_dict(keep_vars=True), {id(stand_in): held[key] for key, stand_in in stand_ins.items()})
+    originals = {id(stand_in): held[key] for key, stand_in in stand_ins.items()}
+    names = Names(model.state_dict(keep_vars=True), originals)
     fakes = {path: stand_ins.get(id(tensor), tensor) for path, tensor in inputs.items()}
     with tracing_copy_of(model, stand_ins) as traced:
         call = _Call(traced, args, kwargs, inputs, refuse_read)
         try:
             exported = _export(call, fakes)
-            program = program_of(exported, names, list(inputs), call.leaves, "export", signature, Aside(call.assigned))
+            aside = Aside(call.assigned)
+            program = program_of(exported, names, list(inputs), call.leaves, "export", signature, aside)
             return compared(program, model, args, kwargs, inputs)
         except Exception as error:  # noqa: BLE001 - the tracer and the user's code can raise anything
             refusal = error
@@ -70,8 +72,10 @@ def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Progr
         names.add_copy(traced.state_dict(keep_vars=True))
         try:
             replay = record(call, fakes)
-            aside = Aside(replay.assigned, replay.decisions, (_remark(replay, refusal),), tuple(held_by(traced)))
-            program = program_of(_export(replay, fakes), names, list(inputs), replay.leaves, "recorded", signature, aside)
+            remark = _remark(replay, refusal)
+            aside = Aside(replay.assigned, replay.decisions, (remark,), tuple(held_by(traced)))
+            exported = _export(replay, fakes)
+            program = program_of(exported, names, list(inputs), replay.leaves, "recorded", signature, aside)
             return compared(program, model, args, kwargs, inputs)
         except Exception as error:  # noqa: BLE001
             raise CaptureError(explanation(call, fakes, refusal, error)) from refusal
@@ -106,8 +110,8 @@ class _SwitchesUnseen(TorchFunctionMode):
 
 
 class _Call(nn.Module):
-    """Calls a module as the user would, but takes its tensors by name and returns a flat list of tensors: those
-    that the module returns, then those that it assigned to attributes."""
+    """Calls a module as the user would, but takes its tensors by name and returns a flat list of tensors:
+    those that the module returns, then those that it assigned to attributes."""
 
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], inputs: dict[str, Tensor],
                  on_read: Callable[[Tensor], Any]):
@@ -115,7 +119,7 @@ class _Call(nn.Module):
         self.captured = model
         self.leaves = _Leaves()  # of what the module returned
         self.assigned = _Leaves()  # (path, the tensor that was there before, or None) for what it assigned
-        self._given = lambda: (args, kwargs, inputs, on_read)  # out of sight of export, which looks into attributes
+        self._given = lambda: (args, kwargs, inputs, on_read)  # out of sight of export
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         args, kwargs, given, on_read = self._given()

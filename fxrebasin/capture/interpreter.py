@@ -25,8 +25,11 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+OnNode = Callable[[fx.Node, Any], None]
+
+
 def run(module: fx.GraphModule, sources: Mapping[str, Source], state: Mapping[str, Tensor],
-        inputs: Mapping[str, Tensor], on_node: Callable[[fx.Node, Any], None] | None = None) -> tuple[Tensor, ...]:
+        inputs: Mapping[str, Tensor], on_node: OnNode | None = None) -> tuple[Tensor, ...]:
     """The values of the graph's outputs; `Program.interpret` says how, and what it raises.
 
     state: canonical name -> tensor, for all that `sources` names;  inputs: path -> tensor
@@ -48,7 +51,8 @@ def run(module: fx.GraphModule, sources: Mapping[str, Source], state: Mapping[st
             elif node.op == "get_attr":
                 values[node] = operator.attrgetter(str(node.target))(module)
             else:
-                values[node] = node.target(*_settings(args, device, dtype), **_settings(kwargs, device, dtype))
+                args, kwargs = _settings((args, kwargs), device, dtype)
+                values[node] = node.target(*args, **kwargs)
             if on_node is not None:
                 on_node(node, values[node])
             for done in unneeded.get(node, ()):
@@ -58,8 +62,9 @@ def run(module: fx.GraphModule, sources: Mapping[str, Source], state: Mapping[st
 
 def _as_captured(graph: fx.Graph, sources: Mapping[str, Source], state: Mapping[str, Tensor]) -> bool:
     """Whether all dtypes of the state are those that the graph was captured with."""
-    held = [(node, sources[node.name]) for node in graph.nodes if node.name in sources]
-    return all(state[source.name].dtype == node.meta["val"].dtype for node, source in held if source.kind == "state")
+    held = [(node, sources[node.name].name) for node in graph.nodes
+            if node.name in sources and sources[node.name].kind == "state"]
+    return all(state[name].dtype == node.meta["val"].dtype for node, name in held)
 
 
 def _given(source: Source, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,5 @@
 """Several runs of one module as one program: what holds for it holds for each of them."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -36,11 +37,24 @@ def joined(programs: Sequence[Program]) -> Program:
     module = fx.GraphModule(graph.constants, graph.graph)
     notes = tuple(dict.fromkeys(note for program in programs for note in program.notes))
     agreements = dict.fromkeys(program.agreement for program in programs if program.agreement)
-    deciding = sorted({path_in_run(name, run) if name not in program.state else name
-                       for run, program in enumerate(programs) for name in program.deciding})
+    deciding = sorted(
+        {
+            path_in_run(name, run) if name not in program.state else name
+            for run, program in enumerate(programs)
+            for name in program.deciding
+        }
+    )
     front_end = next((p.front_end for p in programs if p.front_end == "recorded"), first.front_end)
-    return replace(first, module=module, sources=graph.sources, outputs=tuple(outputs), notes=notes,
-                   agreement="; ".join(agreements), deciding=tuple(deciding), front_end=front_end)
+    return replace(
+        first,
+        module=module,
+        sources=graph.sources,
+        outputs=tuple(outputs),
+        notes=notes,
+        agreement="; ".join(agreements),
+        deciding=tuple(deciding),
+        front_end=front_end,
+    )
 
 
 class Joined:
@@ -70,8 +84,10 @@ class Joined:
                 self.sources[new[node].name] = replace(source, name=name)
             if key is not None:
                 self._named[key] = new[node]
-        return [replace(output, path=path_in_run(output.path, run), node=output.node and new[output.node])
-                for output in program.outputs]
+        return [
+            replace(output, path=path_in_run(output.path, run), node=output.node and new[output.node])
+            for output in program.outputs
+        ]
 
     def _copied(self, program: Program, node: fx.Node, new: dict[fx.Node, fx.Node], run: int) -> fx.Node:
         copied = self.graph.node_copy(node, new.__getitem__)

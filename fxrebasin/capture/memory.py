@@ -1,4 +1,5 @@
 """Where tensors lie in memory, and how a tensor that lies within another is made of it."""
+
 from __future__ import annotations
 
 import itertools
@@ -20,8 +21,9 @@ Step = tuple[Any, tuple]  # an operation, and its arguments after the tensor
 
 @dataclass(frozen=True)
 class Place:
-    """The elements of a tensor in memory. start: of its first element, in bytes from the beginning of `storage`
-    (None: the address space, the storage of all tensors with data)."""
+    """The elements of a tensor in memory. start: of its first element, in bytes from the beginning of
+    `storage` (None: the address space, the storage of all tensors with data)."""
+
     storage: int | None
     start: int
     shape: tuple[int, ...]
@@ -34,13 +36,22 @@ class Place:
         reach = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
         return self.start + (reach + 1) * self.dtype.itemsize
 
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """By address, the larger of two that begin together first."""
+        return self.storage or 0, self.start, -self.stop
+
     def meets(self, other: Place) -> bool:
         """Whether some byte belongs to both, as far as that is looked at."""
         if self.storage != other.storage or self.start >= other.stop or other.start >= self.stop:
             return False
         width = self.dtype.itemsize
         distance = other.start - self.start
-        if width != other.dtype.itemsize or distance % width or max(np.prod(self.shape), np.prod(other.shape)) > LARGEST:
+        if (
+            width != other.dtype.itemsize
+            or distance % width
+            or max(np.prod(self.shape), np.prod(other.shape)) > LARGEST
+        ):
             return True
         return np.intersect1d(_elements(self, 0), _elements(other, distance // width)).size > 0
 
@@ -62,8 +73,13 @@ def place_of(tensor: Tensor) -> Place | None:
 
 
 def steps(base: Place, view: Place) -> list[Step] | None:
-    """The operations that make `view` of `base`: slices, permutations, reshapes. None if it is not made so."""
-    if base.storage != view.storage or base.dtype != view.dtype or (view.start - base.start) % base.dtype.itemsize:
+    """The operations that make `view` of `base`: slices, permutations, reshapes. None if it is not made
+    so."""
+    if (
+        base.storage != view.storage
+        or base.dtype != view.dtype
+        or (view.start - base.start) % base.dtype.itemsize
+    ):
         return None
     return _sliced(base, view) or _reshaped(base, view) or _cut_from_flat(base, view)
 
@@ -77,23 +93,37 @@ def _sliced(base: Place, view: Place) -> list[Step] | None:
         first[d], rest = divmod(rest, base.strides[d]) if base.strides[d] else (0, rest)
     source: list[int | None] = []
     for size, stride in zip(view.shape, view.strides):
-        d = next((d for d in dims if size > 1 and 0 < base.strides[d] <= stride and not stride % base.strides[d]), None)
+        d = next(
+            (d for d in dims if size > 1 and 0 < base.strides[d] <= stride and not stride % base.strides[d]),
+            None,
+        )
         if d in step and d is not None or d is None and size > 1 and stride:
             return None
         source.append(d)
         if d is not None:
             step[d], length[d] = stride // base.strides[d], size
-    if rest or any(not 0 <= first[d] <= base.shape[d] - 1 - (length.get(d, 1) - 1) * step.get(d, 1) for d in dims):
+    if rest or any(
+        not 0 <= first[d] <= base.shape[d] - 1 - (length.get(d, 1) - 1) * step.get(d, 1) for d in dims
+    ):
         return None
-    return _slices(base.shape, {d: range(first.get(d, 0), first.get(d, 0) + (length.get(d, 1) - 1) * step.get(d, 1) + 1,
-                                         step.get(d, 1)) for d in range(len(base.shape))}) + _arranged(
-        len(base.shape), source, view.shape)
+    return _slices(
+        base.shape,
+        {
+            d: range(
+                first.get(d, 0), first.get(d, 0) + (length.get(d, 1) - 1) * step.get(d, 1) + 1, step.get(d, 1)
+            )
+            for d in range(len(base.shape))
+        },
+    ) + _arranged(len(base.shape), source, view.shape)
 
 
 def _slices(shape: Sequence[int], kept: dict[int, range]) -> list[Step]:
     """Each dimension restricted to a range."""
-    return [(aten.slice.Tensor, (d, places.start, places.stop, places.step)) for d, places in kept.items()
-            if places != range(shape[d])]
+    return [
+        (aten.slice.Tensor, (d, places.start, places.stop, places.step))
+        for d, places in kept.items()
+        if places != range(shape[d])
+    ]
 
 
 def _arranged(dims: int, source: Sequence[int | None], shape: Sequence[int]) -> list[Step]:
@@ -103,7 +133,9 @@ def _arranged(dims: int, source: Sequence[int | None], shape: Sequence[int]) -> 
     found: list[Step] = [(aten.permute.default, (order,))] if order != list(range(dims)) else []
     kept = [size for d, size in zip(source, shape) if d is not None]
     if len(kept) != dims:
-        found.append((aten.view.default, (kept,))) if not found else found.append((aten.reshape.default, (kept,)))
+        found.append((aten.view.default, (kept,))) if not found else found.append(
+            (aten.reshape.default, (kept,))
+        )
     for k, d in enumerate(source):
         if d is None:
             found.append((aten.unsqueeze.default, (k,)))
@@ -118,7 +150,9 @@ def _reshaped(base: Place, view: Place) -> list[Step] | None:
         return None
     order = sorted(range(len(view.shape)), key=lambda d: -view.strides[d])
     if order != sorted(order):
-        plain = replace(view, shape=tuple(view.shape[d] for d in order), strides=tuple(view.strides[d] for d in order))
+        plain = replace(
+            view, shape=tuple(view.shape[d] for d in order), strides=tuple(view.strides[d] for d in order)
+        )
         found = _reshaped(base, plain)
         return found and [*found, (aten.permute.default, ([order.index(d) for d in range(len(order))],))]
     inside, wanted = _elements(base, 0), _elements(view, (view.start - base.start) // base.dtype.itemsize)
@@ -127,8 +161,13 @@ def _reshaped(base: Place, view: Place) -> list[Step] | None:
     if not np.array_equal(flat[found], wanted.reshape(-1)):
         return None
     places = [np.unique(along) for along in np.unravel_index(found, base.shape)]
-    kept = {d: range(int(p[0]), int(p[-1]) + 1, int(p[1] - p[0]) if p.size > 1 else 1) for d, p in enumerate(places)}
-    box = np.arange(flat.size).reshape(base.shape)[tuple(slice(r.start, r.stop, r.step) for r in kept.values())]
+    kept = {
+        d: range(int(p[0]), int(p[-1]) + 1, int(p[1] - p[0]) if p.size > 1 else 1)
+        for d, p in enumerate(places)
+    }
+    box = np.arange(flat.size).reshape(base.shape)[
+        tuple(slice(r.start, r.stop, r.step) for r in kept.values())
+    ]
     for order in itertools.permutations(range(box.ndim)) if box.size == found.size else ():
         if np.array_equal(box.transpose(order).reshape(-1), found):
             moved = [(aten.permute.default, (list(order),))] if list(order) != list(range(box.ndim)) else []

@@ -13,7 +13,8 @@ _EXTRA = "_extra_state"  # how torch ends the names of what `get_extra_state` re
 
 
 class Names:
-    """The names of a state dict: `shapes`, `ties`, `passed`, `kinds` as in Program, and what is known of its memory.
+    """The names of a state dict: `shapes`, `ties`, `passed`, `kinds` as in Program, and what is known of
+    its memory.
 
     views     name -> (another name, the steps that make this tensor of that one)
     jumbled   name -> another name whose tensor shares some of its memory, in no way that is understood
@@ -79,8 +80,9 @@ class Names:
         """Every tensor is compared with those larger ones whose range of addresses it begins in."""
         self._sort_places()
         open_: list[tuple[str, Place]] = []
-        for name, place in sorted(self._places, key=lambda item: (item[1].storage or 0, item[1].start, -item[1].stop)):
-            open_ = [(other, held) for other, held in open_ if held.storage == place.storage and held.stop > place.start]
+        for name, place in sorted(self._places, key=lambda item: item[1].order):
+            open_ = [(other, held) for other, held in open_
+                     if held.storage == place.storage and held.stop > place.start]
             for other, held in open_:
                 if name in self.views or not held.meets(place):
                     continue

@@ -22,12 +22,13 @@ NOT_THE_USER = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.pat
 
 @dataclass(frozen=True)
 class Output:
-    """A value that matters: one leaf of what the module returns, at `path` (`logits`, `hidden.0`); node None: not a
-    tensor. Other kinds are not returned by the module:
+    """A value that matters: one leaf of what the module returns, at `path` (`logits`, `hidden.0`); node
+    None: not a tensor. Other kinds are not returned by the module:
 
-    decision  what the recorded branch was chosen by. While it is unchanged, the graph is what the module computes
-    tied      a difference whose two sides are ordered alike: of a buffer and what forward writes to it, of two
-              tensors that lie in each other's memory
+    decision  what the recorded branch was chosen by. While it is unchanged, the graph is what the module
+              computes
+    tied      a difference whose two sides are ordered alike: of a buffer and what forward writes to it, of
+              two tensors that lie in each other's memory
     pinned    a value that stays as it is; `path` says why
     kept      what forward assigns to the attribute `path`, and did not read before
     """

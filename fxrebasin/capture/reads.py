@@ -1,4 +1,6 @@
-"""Numbers that leave the graph: what Python reads from a tensor is seen, and what need not be a read is none."""
+"""Numbers that leave the graph: what Python reads from a tensor is seen, and what need not be a read is
+none."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,14 +12,28 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
 
-_READS = {getattr(Tensor, name) for name in (
-    "tolist", "numpy", "__array__", "__repr__", "__format__", "__reduce_ex__", "__dlpack__", "untyped_storage",
-    "storage", "_typed_storage", "data_ptr")}
+_READS = {
+    getattr(Tensor, name)
+    for name in (
+        "tolist",
+        "numpy",
+        "__array__",
+        "__repr__",
+        "__format__",
+        "__reduce_ex__",
+        "__dlpack__",
+        "untyped_storage",
+        "storage",
+        "_typed_storage",
+        "data_ptr",
+    )
+}
 _COPIES = {torch.tensor, torch.as_tensor, torch.asarray, torch.sparse_coo_tensor, Tensor.new_tensor}
 
 
 class Reads(TorchFunctionMode):
-    """Calls `on_read(tensor)` for every tensor whose numbers leave the graph without an operation that says so.
+    """Calls `on_read(tensor)` for every tensor whose numbers leave the graph without an operation that says
+    so.
 
     `tensor.data` and `copy.deepcopy(tensor)` are operations instead: they stay in the graph.
     """
@@ -56,4 +72,6 @@ def note_read(tensor: Tensor) -> None:
 
 def refuse_read(tensor: Tensor) -> None:
     """For a trace of tensors without numbers."""
-    raise RuntimeError(f"forward reads the numbers of a tensor of shape {tuple(tensor.shape)} outside the graph")
+    raise RuntimeError(
+        f"forward reads the numbers of a tensor of shape {tuple(tensor.shape)} outside the graph"
+    )

@@ -25,7 +25,8 @@ class Replay(nn.Module):
     """A recorded graph as a module over the tensors of the module that it was recorded from.
 
     leaves     (path, whether it is a tensor) for every leaf of what the recorded module returns
-    assigned   (path, the tensor that was there before, or None) for every attribute that it assigns a tensor to
+    assigned   (path, the tensor that was there before, or None) for every attribute that it assigns a
+               tensor to
     decisions  how many tensors follow the leaves and what is assigned in what the replay returns
     """
 
@@ -51,7 +52,8 @@ def record(call: nn.Module, inputs: dict[str, Tensor]) -> Replay:
     """The operations that `call` runs on these inputs; its tensors are copied, since it may write to them.
 
     `call` is a module over `inputs` that holds the module of interest as `captured`, and once it has run, the
-    leaves of what that returned as `leaves` and what it assigned as `assigned`. Raises CaptureError if forward differentiates.
+    leaves of what that returned as `leaves` and what it assigned as `assigned`. Raises CaptureError if
+    forward differentiates.
     """
     model = call.captured
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}

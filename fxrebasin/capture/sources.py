@@ -1,4 +1,5 @@
 """What the placeholders and constants of an exported graph are, and what forward does to them."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -19,8 +20,9 @@ aten = torch.ops.aten
 
 
 class Sources:
-    """`found`: node name -> Source, `by_target`: what the export calls a tensor -> its node. The graph is rewritten
-    so that a tied tensor is one placeholder, and a constant that lies within a tensor of the state is made of it."""
+    """`found`: node name -> Source, `by_target`: what the export calls a tensor -> its node. The graph is
+    rewritten so that a tied tensor is one placeholder, and a constant that lies within a tensor of the
+    state is made of it."""
 
     def __init__(self, exported: ExportedProgram, names: Names, paths: Sequence[str]):
         self.graph, self.names = exported.graph, names
@@ -48,7 +50,7 @@ class Sources:
         for node, (name, steps) in self._views.items():
             self._make(node, self._named[name], steps)
 
-    # --------------------------------------------------------------------------------------------- what they are
+    # ------------------------------------------------------------------------------------------ what they are
 
     def _held(self, node: fx.Node, spec: InputSpec, value: Any) -> None:
         name = self.names.of(value)
@@ -85,7 +87,9 @@ class Sources:
         if node.op == "get_attr":
             self.graph.erase_node(node)
         self._constants = [(value, made if other is node else other) for value, other in self._constants]
-        self.by_target = {target: made if other is node else other for target, other in self.by_target.items()}
+        self.by_target = {
+            target: made if other is node else other for target, other in self.by_target.items()
+        }
 
     def _made(self, base: fx.Node, steps: Sequence[Step], like: fx.Node) -> fx.Node:
         with self.graph.inserting_before(self._start):
@@ -101,7 +105,7 @@ class Sources:
             node.meta = {"val": op(*values), "stack_trace": like.meta.get("stack_trace")}
         return node
 
-    # ------------------------------------------------------------------------------------------ what forward does
+    # -------------------------------------------------------------------------------------- what forward does
 
     def node_of(self, value: Tensor | None) -> fx.Node | None:
         """The node of a tensor that the module holds."""
@@ -109,10 +113,14 @@ class Sources:
         held = next((node for constant, node in self._constants if constant is value), None)
         return held if value is not None and name is None else self._named.get(name)
 
-    def written(self, path: str, target: fx.Node | None, value: fx.Node, assigned: bool = False) -> list[Output]:
-        """What becomes of a value that forward writes to a tensor (None: that the graph does not use): both are
-        ordered alike, since the next call finds the value there."""
-        self.notes.append(f"forward {'assigns' if assigned else 'writes to'} {path}: the change is not part of the program")
+    def written(
+        self, path: str, target: fx.Node | None, value: fx.Node, assigned: bool = False
+    ) -> list[Output]:
+        """What becomes of a value that forward writes to a tensor (None: that the graph does not use): both
+        are ordered alike, since the next call finds the value there."""
+        self.notes.append(
+            f"forward {'assigns' if assigned else 'writes to'} {path}: the change is not part of the program"
+        )
         if value is target or not isinstance(value, fx.Node):
             return []
         if target is None:
@@ -120,9 +128,15 @@ class Sources:
         source = self.found.get(target.name)
         if source is not None and source.kind == "constant":
             self.found[target.name] = Source(source.kind, source.name, source.value, "first call")
-        fits = value.meta["val"].shape == target.meta["val"].shape and value.meta["val"].dtype.is_floating_point
+        fits = (
+            value.meta["val"].shape == target.meta["val"].shape and value.meta["val"].dtype.is_floating_point
+        )
         if source is None or source.kind != "input" and fits:
-            return [self._alike(path, target, value)] if fits else [Output(f"is written to {path}", value, "pinned")]
+            return (
+                [self._alike(path, target, value)]
+                if fits
+                else [Output(f"is written to {path}", value, "pinned")]
+            )
         ends = [value] if source.kind == "input" else [value, target]
         return [Output(f"is written to {path}", end, "pinned") for end in ends]
 
@@ -131,11 +145,14 @@ class Sources:
             return Output(path, self._call(aten.sub.Tensor, (one, other), other), "tied")
 
     def overlaps(self) -> list[Output]:
-        """Entries of the state that lie in each other's memory are ordered alike; if it is not clear how, not at all."""
+        """Entries of the state that lie in each other's memory are ordered alike; if it is not clear how,
+        not at all."""
         outputs = []
         for name, (base, steps) in self.names.views.items():
             if name in self.names.shapes:
-                self.notes.append(f"{name} lies in the memory of {base}: they are one, and are reordered together")
+                self.notes.append(
+                    f"{name} lies in the memory of {base}: they are one, and are reordered together"
+                )
                 made = self._made(self._named[base], steps, self._named[base])
                 outputs.append(self._alike(name, self._named[name], made))
         for name, other in (self.names.jumbled | self._jumbled).items():
@@ -146,7 +163,8 @@ class Sources:
         return outputs
 
     def decisions(self, nodes: Sequence[fx.Node]) -> list[Output]:
-        """Those that a tensor of the state has a part in: a decision by inputs alone is the same for every state."""
+        """Those that a tensor of the state has a part in: a decision by inputs alone is the same for every
+        state."""
         reached: set[fx.Node] = set()
         for node in self.graph.nodes:
             source = self.found.get(node.name)
@@ -165,13 +183,17 @@ class Sources:
         return tuple(sorted({self.found[node.name].name for node in seen if node.name in self.found}))
 
     def doubt_constants(self, held: Sequence[Tensor]) -> None:
-        """Numbers of the state were read: a constant that the module does not hold may have been made of them."""
+        """Numbers of the state were read: a constant that the module does not hold may have been made of
+        them."""
         places = [place for tensor in held if (place := place_of(tensor)) is not None]
         for value, node in self._constants:
             source = self.found.get(node.name)
             place = place_of(value)
-            if source is not None and source.kind == "constant" and not any(
-                    place is not None and place.meets(other) for other in places):
+            if (
+                source is not None
+                and source.kind == "constant"
+                and not any(place is not None and place.meets(other) for other in places)
+            ):
                 self.found[node.name] = Source(source.kind, source.name, source.value, "this state")
 
 

@@ -39,12 +39,13 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tracing_copy_of(model: nn.Module, stand_ins: Mapping[int, Tensor], share: bool = True) -> Iterator[nn.Module]:
+def tracing_copy_of(model: nn.Module, stand_ins: Mapping[int, Tensor],
+                    share: bool = True) -> Iterator[nn.Module]:
     """A copy of the module's objects in eval mode, so that nothing that forward does is seen outside.
 
-    It shares parameters, buffers and whatever lies in their memory, or with `share=False` has copies of them that
-    lie in each other's memory likewise; tensors without data are replaced by stand-ins. Where copying fails, it is
-    the module itself, put back afterwards.
+    It shares parameters, buffers and whatever lies in their memory, or with `share=False` has copies of
+    them that lie in each other's memory likewise; tensors without data are replaced by stand-ins. Where
+    copying fails, it is the module itself, put back afterwards.
     """
     before = [(module, dict(vars(module)), dict(module._parameters), dict(module._buffers))
               for module in model.modules()]
@@ -90,9 +91,11 @@ def _memo(model: nn.Module, stand_ins: Mapping[int, Tensor], share: bool) -> dic
 
 def _copied_function(function: types.FunctionType, memo: dict[Any, Any]) -> types.FunctionType:
     """A function over copies of the tensors that it closes over."""
-    values = [cell.cell_contents for cell in function.__closure__]
-    cells = tuple(types.CellType(copy.deepcopy(value, memo) if isinstance(value, Tensor) else value) for value in values)
-    result = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    def copied(value: Any) -> Any:
+        return copy.deepcopy(value, memo) if isinstance(value, Tensor) else value
+    cells = tuple(types.CellType(copied(cell.cell_contents)) for cell in function.__closure__)
+    result = types.FunctionType(function.__code__, function.__globals__, function.__name__,
+                                function.__defaults__, cells)
     result.__kwdefaults__ = function.__kwdefaults__
     return result
 
@@ -115,7 +118,8 @@ def held_by(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _parts_of(model: nn.Module) -> Iterator[Any]:
-    """All objects that a module is made of, as far as they are reached through modules and plain containers."""
+    """All objects that a module is made of, as far as they are reached through modules and plain
+    containers."""
     seen: set[int] = set()
     left: list[Any] = [model]
     while left and len(seen) < MOST_PARTS:

@@ -1,8 +1,8 @@
 """The claim is tried before it is returned: a random element of the group, at random weights and inputs.
 
-A rule that is wrong about its op shows at nearly every state, if units are on, scores apart and masks open; each draw
-is another one in this respect, and rounding is told from change by the network's own noise. What breaks is found group
-by group, and pinned.
+A rule that is wrong about its op shows at nearly every state, if units are on, scores apart and masks open;
+each draw is another one in this respect, and rounding is told from change by the network's own noise. What
+breaks is found group by group, and pinned.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ from typing import Any
 from torch import Tensor
 
 from ..capture import Program, culprits, multiplications
-from ..errors import FxrebasinError
 from ..evaluate import Trial, draw_inputs, draw_state
 from ..rewrite import beside, mapped
 from ..spec import Spec
 
 DRAWS = (("ordinary", 0), ("ordinary", 1), ("duplicates", 2), ("ordinary", 3), ("zeros", 4), ("large", 5))
-LARGEST = 200_000_000  # multiplications in one run of a network that is tried, and for each operation, as a tracer
+LARGEST = (
+    200_000_000  # multiplications in one run of a network that is tried, and for each operation, as a tracer
+)
 FOR_EACH = 3_000_000  # takes its time
 WHY = "a reordering changes what the network computes at random numbers"
 
 
-def falsified(program: Program, spec: Spec, given: Mapping[str, Tensor], like: Mapping[str, Any] | None) -> Spec:
+def falsified(
+    program: Program, spec: Spec, given: Mapping[str, Tensor], like: Mapping[str, Any] | None
+) -> Spec:
     """The spec without the groups that change the function, with `evidence` that says what was tried.
 
-    given  example inputs by path; like: a state dict of the module, which tells what kind of numbers its tensors hold
+    given  example inputs by path; like: a state dict of the module, which tells what kind of numbers its
+           tensors hold
     """
     if not spec.groups:
         return replace(spec, evidence="nothing is claimed")
@@ -36,16 +40,27 @@ def falsified(program: Program, spec: Spec, given: Mapping[str, Tensor], like: M
     tried: list[str] = []
     for kind, seed in draws:
         try:
-            spec = _surviving(_trial(program, given, like, kind, seed), spec, seed, program)
-            tried.append(kind)
-        except FxrebasinError as error:
-            reason = f"{kind} numbers: {error}"
+            trial, kind = _trial(program, given, like, kind, seed)
+            spec = _surviving(trial, spec, seed, program)
+        except Exception as error:  # noqa: BLE001 - operations raise anything at numbers they do not take
+            reason = f"{kind} numbers: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            continue
+        tried.append(kind)
     return replace(spec, evidence=_said(tried, reason))
 
 
-def _trial(program: Program, given: Mapping[str, Tensor], like: Mapping[str, Any] | None, kind: str, seed: int) -> Trial:
-    inputs = draw_inputs(program, [given], seed, kind)
-    return Trial(program, draw_state(program, seed, like), inputs, seed)
+def _trial(
+    program: Program, given: Mapping[str, Tensor], like: Mapping[str, Any] | None, kind: str, seed: int
+) -> tuple[Trial, str]:
+    """A trial, and the kind of inputs that it has: the example's own where the network does not take random
+    ones."""
+    state = draw_state(program, seed, like)
+    try:
+        return Trial(program, state, draw_inputs(program, [given], seed, kind), seed), kind
+    except Exception:  # noqa: BLE001
+        if any(tensor.is_meta for tensor in given.values()):
+            raise
+        return Trial(program, state, given, seed), "the example's inputs"
 
 
 def _surviving(trial: Trial, spec: Spec, seed: int, program: Program) -> Spec:
@@ -73,12 +88,23 @@ def without(spec: Spec, broken: Sequence[str]) -> Spec:
     gone = {factor for name in broken for factor in spec.groups[name].members}
     groups = {name: group for name, group in spec.groups.items() if name not in broken}
     moved = {(site.tensor, site.axis) for group in groups.values() for site in group.sites}
-    pinned = {(site.tensor, site.axis): WHY for name in broken for site in spec.groups[name].sites
-              if (site.tensor, site.axis) not in moved}
-    notes = [f"{name!r}: {WHY}: it is pinned; this is a mistake in a rule, and worth a report with the module"
-             for name in broken]
-    return replace(spec, groups=groups, pinned={**spec.pinned, **pinned}, notes=(*spec.notes, *notes),
-                   reasons={**spec.reasons, **dict.fromkeys(gone, WHY)})
+    pinned = {
+        (site.tensor, site.axis): WHY
+        for name in broken
+        for site in spec.groups[name].sites
+        if (site.tensor, site.axis) not in moved
+    }
+    notes = [
+        f"{name!r}: {WHY}: it is pinned; this is a mistake in a rule, and worth a report with the module"
+        for name in broken
+    ]
+    return replace(
+        spec,
+        groups=groups,
+        pinned={**spec.pinned, **pinned},
+        notes=(*spec.notes, *notes),
+        reasons={**spec.reasons, **dict.fromkeys(gone, WHY)},
+    )
 
 
 def _affordable(program: Program) -> tuple[Sequence[tuple[str, int]], str]:
@@ -96,5 +122,7 @@ def _said(tried: Sequence[str], reason: str) -> str:
     if not tried:
         return f"not tried at random numbers: {reason}"
     kinds = ", ".join(dict.fromkeys(tried))
-    return (f"a random element was tried at {len(tried)} draws of random weights and inputs ({kinds}), in float64"
-            + (f"; {reason}" if reason else ""))
+    return (
+        f"a random element was tried at {len(tried)} draws of random weights and inputs ({kinds}), in float64"
+        + (f"; {reason}" if reason else "")
+    )

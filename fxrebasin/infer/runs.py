@@ -23,7 +23,9 @@ def captured(model: Any, example_inputs: Any) -> tuple[Program, dict[str, Tensor
     example_inputs  as for `infer`; a list holds several runs
     """
     if isinstance(example_inputs, list) and not example_inputs:
-        raise CaptureError("example_inputs is an empty list: give at least one run, or None for an ExportedProgram")
+        raise CaptureError(
+            "example_inputs is an empty list: give at least one run, or None for an ExportedProgram"
+        )
     runs = list(example_inputs) if isinstance(example_inputs, list) else [example_inputs]
     programs, remarks = [capture(model, run) for run in runs], []
     if isinstance(model, nn.Module):
@@ -33,16 +35,21 @@ def captured(model: Any, example_inputs: Any) -> tuple[Program, dict[str, Tensor
             for other, program in wider:
                 runs.append(other)
                 programs.append(program)
-    given = {path_in_run(path, k): tensor for k, (run, program) in enumerate(zip(runs, programs))
-             for path, tensor in _inputs(program, run).items()}
+    given = {
+        path_in_run(path, k): tensor
+        for k, (run, program) in enumerate(zip(runs, programs))
+        for path, tensor in _inputs(program, run).items()
+    }
     return joined(programs), given, list(dict.fromkeys(remarks))
 
 
 def inputs_in(program: Program) -> dict[str, Tensor]:
     """The inputs of a graph by path, without numbers."""
-    return {program.sources[node.name].name: torch.empty_like(node.meta["val"], device="meta")
-            for node in program.module.graph.nodes
-            if node.name in program.sources and program.sources[node.name].kind == "input"}
+    return {
+        program.sources[node.name].name: torch.empty_like(node.meta["val"], device="meta")
+        for node in program.module.graph.nodes
+        if node.name in program.sources and program.sources[node.name].kind == "input"
+    }
 
 
 def _inputs(program: Program, run: Any) -> dict[str, Tensor]:
@@ -70,12 +77,16 @@ def _wider(model: nn.Module, run: Any) -> tuple[list[tuple[Any, Program]], list[
         except CaptureError:
             continue
         left = [single for single in left if single not in group]
-    return found, [f"input {path!r} has size 1 along dimension {d}, which hides how the network treats it, and the module "
-                   "does not take size 2 there: what is claimed holds for size 1" for path, d in left]
+    return found, [
+        f"input {path!r} has size 1 along dimension {d}, which hides how the network treats it, and the "
+        "module does not take size 2 there: what is claimed holds for size 1"
+        for path, d in left
+    ]
 
 
 def _groups(singles: list[Single]) -> Iterator[list[Single]]:
-    """What to make larger together: everything, then the same dimension of all inputs (a batch), then one by one."""
+    """What to make larger together: everything, then the same dimension of all inputs (a batch), then one
+    by one."""
     yield singles
     for dimension in sorted({d for _, d in singles}):
         yield [single for single in singles if single[1] == dimension]

@@ -47,13 +47,14 @@ class Module:
         tensors = [leaf for _, leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
         args, kwargs = copy.deepcopy((self.args, self.kwargs), {id(t): t.detach().clone() for t in tensors})
         held = self._held_of(state)
-        with tracing_copy_of(self.model, {}, share=False) as copied, torch.no_grad(), torch.random.fork_rng(devices=[]):
+        copying = tracing_copy_of(self.model, {}, share=False)
+        with copying as copied, torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if copied is self.model:  # it cannot be copied, and must not be written to
                 kept = {name: tensor.detach().clone() for name, tensor in _held(copied)}
                 result = torch.func.functional_call(copied, kept | held, args, kwargs, tie_weights=False)
             else:
-                for name, tensor in _held(copied):  # in place: attributes may lie in the memory of a parameter
+                for name, tensor in _held(copied):  # in place: attributes may lie in a parameter's memory
                     if name in held:
                         tensor.copy_(held[name])
                 result = copied(*args, **kwargs)
