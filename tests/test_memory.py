@@ -287,3 +287,10 @@ def test_the_module_stays_as_it_was():
         fxr.capture(net, X)
         assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
         assert not isinstance(net.c, list) or not net.c
+
+
+def test_what_is_made_anew_at_each_call_and_never_read_before_pins_nothing():
+    with torch.device("meta"):
+        model = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(5, 6)), nn.ReLU(), nn.Linear(6, 3))
+    spec = fxr.infer(model, torch.randn(2, 5, device="meta"))
+    assert spec.order == F(6) and not any("assigns" in note for note in spec.notes)

@@ -69,8 +69,10 @@ def program_of(exported: ExportedProgram, names: Names, paths: Sequence[str], le
     tensors = iter([node for node in returned if isinstance(node, fx.Node)])
     outputs = [Output(path, next(tensors) if is_tensor else None) for path, is_tensor in leaves]
     for path, before in aside.assigned:
-        target = sources.by_target.get(f"captured.{path}") or sources.node_of(before)
-        outputs += sources.written(path, target, next(tensors), assigned=True)
+        target, value = sources.by_target.get(f"captured.{path}") or sources.node_of(before), next(tensors)
+        if target is None and before is not None and before.shape == value.meta["val"].shape:
+            continue  # what was there was not read, nor will this be
+        outputs += sources.written(path, target, value, assigned=True)
     for spec, node in results:
         if spec.kind in _WRITES:
             path = spec.target.removeprefix("captured.")
