@@ -19,10 +19,9 @@ from ..rewrite import beside, mapped
 from ..spec import Spec
 
 DRAWS = (("ordinary", 0), ("ordinary", 1), ("duplicates", 2), ("ordinary", 3), ("zeros", 4), ("large", 5))
-LARGEST = (
-    200_000_000  # multiplications in one run of a network that is tried, and for each operation, as a tracer
-)
-FOR_EACH = 3_000_000  # takes its time
+# Multiplications in one run of a network that is tried; and for each operation, as a tracer takes its time.
+LARGEST = 200_000_000
+FOR_EACH = 3_000_000
 WHY = "a reordering changes what the network computes at random numbers"
 
 
