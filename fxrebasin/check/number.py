@@ -16,7 +16,7 @@ NUDGE = 1e-6  # a relative change that no rounding or clipping lets through
 def wrong_facts(case: Case, rule: Rule) -> Iterator[str]:
     """What the op does otherwise than the facts of its rule say, in words."""
     facts = rule.facts
-    checks: list[Callable] = [_moves] * bool(facts.moves) + [_positive] * facts.positive + [_scales] * bool(facts.scales)
+    checks: list[Callable] = [_moves] * bool(facts.moves) + [_positive] * bool(facts.positive) + [_scales] * bool(facts.scales)
     for check in (*checks, *[_distinct] * bool(facts.distinct)):
         yield from check(case, rule)
 
@@ -49,8 +49,10 @@ def _moves(case: Case, rule: Rule) -> Iterator[str]:
 
 
 def _positive(case: Case, rule: Rule) -> Iterator[str]:
+    kept = rule.facts.positive == "kept"
     for size in (1.0, 0.0, 30.0) if rule.facts.saturates else (*SIZES, 0.0):
-        result = case.run({name: case.tensors[name] * size for name in _floats(case)})[0]
+        result = case.run({name: case.tensors[name].abs() + 0.1 if kept else case.tensors[name] * size
+                           for name in _floats(case)})[0]
         if bool((result <= 0).any()):
             yield f"positive: a result is not above zero, with numbers of size {size:g}"
 

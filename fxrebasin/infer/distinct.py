@@ -64,6 +64,7 @@ class Distinct:
         self.scaled: dict[fx.Node, tuple[int, ...]] = {}  # leaves that multiply a node's numbers, if multiplied together
         self.nonzero: dict[fx.Node, frozenset[str] | None] = {}  # what it rests on that almost no number is zero; None: some may
         self.blame: dict[fx.Node, str] = {}  # why there is no claim
+        self._positive: dict[fx.Node, bool] = {}
         self._claims: dict[fx.Node, list[Claim]] = {}
 
     def _visit(self, node: fx.Node) -> None:
@@ -168,7 +169,7 @@ class Distinct:
             return None
         rule, arguments, tensors = known
         given = [x for _, x in tensors]
-        if rule.facts.positive:
+        if self.positive(node):
             return frozenset()
         if rule.facts.moves:
             return self._all_nonzero(given if rule.facts.moves == "joined" else given[:1])
@@ -202,9 +203,13 @@ class Distinct:
             _all(dims) <= _all(read[1][0]) for dims in read[0])
 
     def positive(self, node: fx.Node) -> bool:
-        known = self._known(self._made(node)[0])
-        return known is not None and (known[0].facts.positive
-                                      or bool(known[0].facts.moves) and all(self.positive(x) for _, x in known[2][:1]))
+        if node not in self._positive:
+            known = self._known(self._made(node)[0])
+            facts = known[0].facts if known is not None else None
+            parts = [x for _, x in known[2]][: None if facts.positive or facts.moves == "joined" else 1] if known else []
+            self._positive[node] = facts is not None and (facts.positive is True or (
+                facts.positive == "kept" or bool(facts.moves)) and all(self.positive(x) for x in parts))
+        return self._positive[node]
 
     # --------------------------------------------------------------------------------------------------------- claims
 

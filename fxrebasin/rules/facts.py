@@ -26,7 +26,7 @@ class Facts:
                That holds while other arguments are not zero, unless they are added to this one (see `scales`).
     through    the arguments of which `distinct` speaks, by name ("bias"); "" means all tensors
     saturates  `distinct` ends where arguments are large: tanh(50) is tanh(60)
-    positive   every result is above zero, whatever the arguments (NaN aside)
+    positive   True: every result is above zero, whatever the arguments (NaN aside). "kept": if all arguments are.
     scales     arguments such that the result is multiplied by t > 0 if they are: "self | other" (a product: each by
                itself), "self other" (a sum: both at once)
     moves      True: the results hold the numbers of the first argument, at other places. "chosen": the first result does,
@@ -36,7 +36,7 @@ class Facts:
     distinct: Distinct | Callable[[Mapping[str, Any]], Distinct] = False
     through: str = ""
     saturates: bool = False
-    positive: bool = False
+    positive: Literal[False, True, "kept"] = False
     scales: str = ""
     moves: Literal[False, True, "chosen", "joined"] = False
 

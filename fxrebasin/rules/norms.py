@@ -117,7 +117,8 @@ def _reduction(call: Call) -> str:
 
 
 for _facts, _ops in _REDUCTIONS.items():
-    rule(_ops, _reduction, whatever="p ord correction unbiased", distinct="distinct" in _facts, scales="self" if "scales" in _facts else "",
+    rule(_ops, _reduction, whatever="p ord correction unbiased", distinct="distinct" in _facts,
+         scales="self" if "scales" in _facts else "", positive="kept" if _facts else False,
          sample=lambda T: {"aten.linalg_vector_norm.default": (T(2, 3, 4), 2, [1]), "aten.norm.Scalar": (T(3, 4), 2),
                            "aten.norm.ScalarOpt_dim": (T(2, 3, 4), 2, [1])}.get(
              T.op, (T.bool(2, 3, 4), 1 if T.op.endswith(".dim") else [1]) if re.search("any.dim|all.dim|nonzero", T.op)

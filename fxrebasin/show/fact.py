@@ -31,6 +31,7 @@ def facts(spec: Spec) -> list[str]:
         lines.append("outputs that move with the network: " + some(list(spec.outputs)))
     lines += [f"no rule for {op} ({where}): {_cost(spec, op)} axes pinned"
               for op, where in spec.unruled.items()]
+    lines += [f"taken for granted: {text}" for text in spec.assumptions]
     return lines + [f"note: {note}" for note in spec.notes]
 
 
