@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from hiding import HIDING, Spoiled
+from hiding import HIDING, Chosen, Spoiled
 from torch import nn
 from torch.nn.utils import prune
 
@@ -178,6 +178,17 @@ def test_without_draws_less_is_seen():
         fxr.verify(module, inputs, alignment)
 
 
+def test_what_is_chosen_seldom_gets_more_draws():
+    torch.manual_seed(0)
+    module, x = Chosen(64), torch.randn(2, 8)
+    program, state = fxr.capture(module, x), module.state_dict()
+    spec = fxr.infer(program)
+    assert len(fxr.verify(program, x, spec.random(0), state=state).runs) == 1 + 40  # of 64, two for each of two
+    for k in range(6):
+        with pytest.raises(fxr.NotEquivalentError):
+            fxr.verify(program, x, Spoiled.of(spec.random(k), "down", 0, k, 63 - k), state=state)
+
+
 def test_nothing_seen_is_no_evidence():
     module = Inside(lambda m, x: m(x) * float("nan"))
     alignment = fxr.infer(module, X).random(0)
@@ -189,36 +200,29 @@ def test_nothing_seen_is_no_evidence():
         fxr.verify(chaos, X, fxr.infer(chaos, X).random(0))
 
 
-def test_what_the_graph_does_not_show():
-    """A module that counts for more than its graph: the captured numbers are those of one state."""
-    class Keeps(nn.Module):
-        def __init__(self):
+def test_the_module_must_be_what_was_captured(monkeypatch):
+    """A graph that is another function than the module on the state at hand, and one that is another on others."""
+    from fxrebasin.verify import front
+
+    class Adds(nn.Module):
+        def __init__(self, number=lambda m: 0.0):
             super().__init__()
-            self.m, self.first = mlp(), None
+            self.m, self.number = mlp(), number
 
         def forward(self, x):
-            return self.m(x) + (0.0 if self.first is None else self.first)
+            return self.m(x) + self.number(self.m)
 
-    module = Keeps().eval()
-    program, spec = fxr.capture(module, X), fxr.infer(module, X)
-    module.first = 1.0
-    assert fxr.verify(program, X, spec.random(0), state=module.state_dict()).equivalent
-    assert fxr.verify(module, X, spec.random(0)).equivalent  # captured as it is now
-
-    class Reads(nn.Module):
-        """Its graph has no loop; the module sees its state in another way."""
-
-        def __init__(self):
-            super().__init__()
-            self.m = mlp()
-
-        def forward(self, x):
-            y = self.m(x)
-            return y if torch.compiler.is_exporting() else y + self.m[0].bias[0]
-
-    reads = Reads().eval()
-    with pytest.raises(fxr.CaptureError, match="Reads is not what was captured: output 'output' differs by"):
-        fxr.verify(reads, X, fxr.infer(reads, X).random(0))
+    plain = Adds().eval()
+    program, alignment = fxr.capture(plain, X), fxr.infer(plain, X).random(0)
+    monkeypatch.setattr(front, "capture", lambda *_: program)
+    assert fxr.verify(plain, X, alignment).equivalent
+    with pytest.raises(fxr.CaptureError, match="Adds is not what was captured: output 'output' differs by") as caught:
+        fxr.verify(Adds(lambda m: m[0].bias[0]), X, alignment)
+    assert "\n" not in str(caught.value)
+    first = plain.m[0].bias[0].item()
+    with pytest.raises(fxr.NotEquivalentError, match="of the module itself differs by .* in its own precision") as caught:
+        fxr.verify(Adds(lambda m: m[0].bias[0] - first), X, alignment)
+    assert caught.value.evidence.runs[-1].precision == "own" and not caught.value.evidence.equivalent
 
 
 def test_a_state_with_other_whole_numbers_is_refused():

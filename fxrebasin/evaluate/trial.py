@@ -49,17 +49,18 @@ class Comparison:
 class Trial:
     """The outputs of a program at one state and one set of inputs, in float64, and the noise of each.
 
-    size  relative error of each number on the way that counts as rounding
+    size    relative error of each number on the way that counts as rounding
+    before  what the program gives there, if that is known already
 
     Raises what `evaluate` raises. State and inputs are left as they are.
     """
 
     def __init__(self, program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor], seed: int = 0,
-                 size: float = ROUNDING):
+                 size: float = ROUNDING, before: Outcome | None = None):
         self.program, self.inputs, self.seed, self.size = program, inputs, seed, size
         names = [name for name in program.state if name not in program.ties]
         self.state = {name: widened(state[name].detach()) if name in names else state[name] for name in state}
-        self.before = evaluate(program, self.state, inputs, seed)
+        self.before = evaluate(program, self.state, inputs, seed) if before is None else before
         self._limits: dict[str, Tensor] = {}
         self._runs = 0
 
@@ -96,11 +97,9 @@ class Trial:
 
     @property
     def shows(self) -> bool:
-        """Whether some element of an output is a number, and larger than what counts as rounding in it."""
+        """Whether some element of an output is a number, and not rounding alone."""
         limits = self.limits(0)
-        return any(bool((torch.isfinite(limits[path]) & (value == value) & (limits[path] <= _SHOWN * value.abs())).any())
-                   if value.is_floating_point() or value.is_complex() else bool(torch.isfinite(limits[path]).any())
-                   for path, value in self.before.outputs.items())
+        return any(bool(_known(value, limits[path]).any()) for path, value in self.before.outputs.items())
 
     @property
     def noise(self) -> float:
@@ -133,6 +132,13 @@ def _least(value: Tensor, size: float) -> Tensor:
     if value.is_floating_point() or value.is_complex():
         return size * value.abs().to(torch.float64).nan_to_num(0.0, posinf=0.0)
     return torch.zeros(value.shape, dtype=torch.float64, device=value.device)
+
+
+def _known(value: Tensor, limit: Tensor) -> Tensor:
+    """Where a result is a number that is known to about its own size at least."""
+    if not value.is_floating_point() and not value.is_complex():
+        return torch.isfinite(limit)
+    return torch.isfinite(value) & (limit <= _SHOWN * value.abs())
 
 
 def _moved_by(before: Tensor, shaken: Tensor) -> Tensor:

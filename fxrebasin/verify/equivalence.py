@@ -19,6 +19,7 @@ from ..spec import Spec
 from ..spec.fitting import fitted
 
 _EFFORTS = ("fast", "best")  # of the search: the first finds most that there is to find
+_CHUNK = 1 << 16  # numbers that are coded at a time: they stay in the cache
 _FACTORS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)  # of SplitMix64 (Steele, Lea and Flood, 2014)
 
 
@@ -39,16 +40,11 @@ def find_equivalence(spec: Spec, a: Mapping[str, Tensor], b: Mapping[str, Tensor
     spec.check(b, "the second state")
     if any(not _equal(a.get(name), b.get(name)) for name in spec.passed):
         return None
-    codes = [{name: _codes(state[name]) for name in spec.names} for state in (a, b)]
-    if _sums(spec, codes[0]) != _sums(spec, codes[1]):
+    coded = [{name: _coded(state[name]) for name in spec.names} for state in (a, b)]
+    if _sums(spec, coded[0]) != _sums(spec, coded[1]):
         return None
-    features = [
-        {
-            **{name: state[name] for name in spec.passed if name in state},
-            **{name: _features(code) for name, code in found.items()},
-        }
-        for state, found in zip((a, b), codes)
-    ]
+    fixed = {name: a[name] for name in spec.passed if name in a}
+    features = [fixed | {name: numbers for name, (numbers, _) in found.items()} for found in coded]
     for effort in _EFFORTS:
         alignment = match(spec, *features, effort=effort, objective="all")
         moved = alignment.apply(a)
@@ -57,13 +53,24 @@ def find_equivalence(spec: Spec, a: Mapping[str, Tensor], b: Mapping[str, Tensor
     return None
 
 
-def _codes(tensor: Tensor) -> Tensor:
-    """A 64-bit code for each number: equal for equal numbers of any floating-point types, zeros of both signs
-    included, and otherwise as good as random."""
-    if tensor.is_complex():
-        real, imaginary = (_codes(part) for part in torch.view_as_real(tensor.detach().resolve_conj()).unbind(-1))
+def _coded(tensor: Tensor) -> tuple[Tensor, int]:
+    """Pseudo-random numbers between -1 and 1 in float32, equal for equal numbers of any floating-point types;
+    and the sum of their codes, which does not depend on the order of the numbers."""
+    flat, total = tensor.detach().resolve_conj().reshape(-1), 0
+    numbers = torch.empty(flat.shape, dtype=torch.float32, device=flat.device)
+    for start in range(0, flat.numel(), _CHUNK):
+        codes = _codes(flat[start:start + _CHUNK])
+        numbers[start:start + _CHUNK] = codes >> 40
+        total += int(codes.sum())
+    return numbers.div_(1 << 23).reshape(tensor.shape), total % (1 << 64)
+
+
+def _codes(numbers: Tensor) -> Tensor:
+    """A 64-bit code for each number, zeros of both signs alike: as good as random."""
+    if numbers.is_complex():
+        real, imaginary = (_codes(part) for part in torch.view_as_real(numbers).unbind(-1))
         return _mixed(real * 3 + imaginary)
-    return _mixed((tensor.detach().double() + 0.0).view(torch.int64))
+    return _mixed((numbers.double() + 0.0).view(torch.int64))
 
 
 def _mixed(bits: Tensor) -> Tensor:
@@ -77,17 +84,12 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def _sums(spec: Spec, codes: Mapping[str, Tensor]) -> dict[str, int]:
-    """For each tensor, stacked ones as one, a sum that does not depend on the order of its numbers."""
-    sums = {name: int(code.sum()) for name, code in codes.items() if name not in spec.ties}
+def _sums(spec: Spec, coded: Mapping[str, tuple[Tensor, int]]) -> dict[str, int]:
+    """The sum of each tensor's codes, of stacked ones together."""
+    sums = {name: total for name, (_, total) in coded.items() if name not in spec.ties}
     for stack, parts in spec.stacks.items():
         sums[stack] = sum(sums.pop(name) for name in parts) % (1 << 64)
-    return {name: total % (1 << 64) for name, total in sums.items()}
-
-
-def _features(codes: Tensor) -> Tensor:
-    """Numbers between -1 and 1 in float32, from the upper bits of codes."""
-    return (codes >> 40).float() / (1 << 23)
+    return sums
 
 
 def _equal(one: Any, other: Any) -> bool:

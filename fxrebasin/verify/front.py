@@ -1,18 +1,21 @@
 """`verify`: the network beside its permuted self, on the user's state and inputs and on many drawn ones."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from ..alignment import Alignment
 from ..capture import Program, capture
 from ..errors import CaptureError, NotEquivalentError, StateError
-from ..evaluate import Comparison, Trial, draw_inputs, draw_state, evaluate, given_inputs
+from ..evaluate import Comparison, Outcome, Trial, draw_inputs, draw_state, given_inputs
+from ..evaluate.ops import base_name, compares
 from ..rewrite import beside, mapped
 from .blame import Blame, blame
 from .evidence import TOLERANCE, Evidence, Run, place
@@ -22,7 +25,8 @@ from .module import Module, as_outcome, rounding_of
 DRAWS = (("random", "ordinary"), ("own", "ordinary"), ("random", "ordinary"), ("random", "duplicates"),
          ("random", "ordinary"), ("random", "large"), ("random", "ordinary"), ("own", "large"),
          ("random", "ordinary"), ("random", "zeros"), ("random", "ordinary"), ("random", "ordinary"))
-SIZES = ((3_000_000, 12), (30_000_000, 6), (1_000_000_000, 2))  # so many numbers in a run at most -> draws
+MOST = 64  # draws
+COSTS = ((300_000_000, 12), (3_000_000_000, 6), (10_000_000_000, 2))  # products in a run, at most -> draws
 
 
 def verify(model: nn.Module | ExportedProgram | Program, example_inputs: Any, alignment: Alignment, *,
@@ -39,7 +43,8 @@ def verify(model: nn.Module | ExportedProgram | Program, example_inputs: Any, al
                     magnitude of an output. By default the network's own rounding noise decides, element by
                     element
     draws           how many states and inputs are drawn besides: weights that are shut, masked or not chosen
-                    on the example show on others. By default up to 12, fewer for large networks; 0 for none
+                    on the example show on others. By default 12, more where few are
+                    chosen of many, fewer for large networks; 0 for none
 
     The module itself is run, too, in its own precision, with both states: it must be what was captured.
 
@@ -60,23 +65,54 @@ def verify(model: nn.Module | ExportedProgram | Program, example_inputs: Any, al
     for weights, kind, seed in _planned(program if draws is None else draws):
         evidence = judge.drawn(evidence, weights, kind, seed)
     if not evidence.equivalent:
-        raise NotEquivalentError("nothing can be said of the alignment: in every run all outputs are zero, NaN, "
-                                 "infinite, or nothing but rounding; give inputs and a state that show more", evidence)
+        raise NotEquivalentError(
+            "nothing can be said of the alignment: in every run all outputs are NaN, "
+            "infinite, or nothing but rounding; give inputs and a state that show more",
+            evidence,
+        )
     return evidence
 
 
 def _planned(draws: Program | int) -> Iterator[tuple[str, str, int]]:
     """(weights, kind of inputs, seed) of each draw."""
-    count = draws if isinstance(draws, int) else next((n for size, n in SIZES if _size(draws) <= size), 1)
-    for k in range(count):
+    for k in range(draws if isinstance(draws, int) else _count(draws)):
         weights, kind = DRAWS[k % len(DRAWS)]
         yield weights, kind, k - k // 2 if kind == "ordinary" else k
 
 
-def _size(program: Program) -> int:
-    """How many numbers a run makes."""
-    values = (node.meta.get("val") for node in program.module.graph.nodes)
-    return sum(value.numel() for value in values if isinstance(value, Tensor))
+def _count(program: Program) -> int:
+    """How many draws a program gets. What is chosen by score shows only when it is chosen, so that small
+    programs with many rows to choose from get more: of 64 experts, two for each of two tokens, any two are
+    met in 40 draws as good as surely."""
+    nodes = program.module.graph.nodes
+    cost = sum(map(_products, nodes))
+    count = next((draws for most, draws in COSTS if cost <= most), 1)
+    return count if count < COSTS[0][1] else min(MOST, max(count, *map(_to_meet_all, nodes)))
+
+
+def _products(node: fx.Node) -> int:
+    """About how many products of numbers a node makes: one for each number, many for matrices and
+    convolutions."""
+    value, operands = node.meta.get("val"), [a.meta.get("val") for a in node.all_input_nodes]
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return 0
+    word, sizes = base_name(node), [tuple(a.shape) for a in operands if isinstance(a, Tensor) and a.ndim > 1]
+    if word.startswith("conv") and len(sizes) > 1:
+        return value.numel() * math.prod(sizes[1][1:])
+    if word in ("linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "_grouped_mm") and sizes:
+        return value.numel() * sizes[0][-1]
+    if word == "scaled_dot_product_attention":
+        return 2 * value.numel() * sizes[1][-2]
+    return value.numel()
+
+
+def _to_meet_all(node: fx.Node) -> int:
+    """How many draws it takes until each of the scores that a node ranks has been taken, nearly surely."""
+    if node.op != "call_function" or not compares(node):
+        return 0
+    scores = node.args[0].meta["val"]
+    taken = [value for value in tree_leaves(node.meta["val"]) if isinstance(value, Tensor)]
+    return math.ceil(2.5 * max(scores.shape, default=0) / max(1, taken[-1].numel()))
 
 
 class _Judge:
@@ -88,10 +124,12 @@ class _Judge:
         self.tolerance = tolerance
         self.move = alignment.apply_to_output if alignment.spec.outputs else None
         self.rewritten = mapped(program, alignment.spec) if alignment.spec.skips else None
+        self.before: Outcome | None = None  # on the state and the inputs given
 
     def first(self, moved: Mapping[str, Any]) -> Evidence:
         """On the state and the inputs given."""
         trial = Trial(self.program, self.own, self.inputs)
+        self.before = trial.before
         comparison = self._beside(trial, moved)
         run = Run.of(comparison, "own", "given", "float64", trial.shows)
         if self.tolerance is not None:
@@ -123,7 +161,7 @@ class _Judge:
         """The module itself, in its own precision. Raises CaptureError if it is not what was captured."""
         if self.rewritten is not None:
             return _noted(evidence, "it cannot hold the maps on its skips, only its graph can")
-        trial = Trial(self.program, self.own, self.inputs, size=rounding_of(self.program))
+        trial = Trial(self.program, self.own, self.inputs, size=rounding_of(self.program), before=self.before)
         with Module.of(model, example_inputs) as module:
             try:
                 before, after = module.outputs(self.own), module.outputs(moved)
