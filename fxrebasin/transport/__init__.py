@@ -3,6 +3,7 @@
 To be read in this order:
 
     task_vector    what the fine-tuning changed, and target + alpha * pi(of it)
+    arithmetic     several task vectors with weights, and an alpha for each tensor
     by_part        the same for states that are too large to be held
     adapter        what a LoRA adds to a state, and merging it
     carry_adapter  the adapter of the target, of the same rank
@@ -17,6 +18,7 @@ To be read in this order:
 """
 from .adapter import Adapter, Merged, merge_adapter
 from .alpha import Alpha, choose_alpha
+from .arithmetic import Alphas, WeightedSum
 from .by_part import transported
 from .calibrate import Calibration, calibrate
 from .carry_adapter import transport_adapter
@@ -25,5 +27,6 @@ from .probes import Probes, probes
 from .published import carry
 from .task_vector import State, TransportNote, task_vector, transport
 
-__all__ = ["Adapter", "Alpha", "Calibration", "Gains", "Merged", "Probes", "State", "TransportNote", "calibrate", "carry",
-           "choose_alpha", "merge_adapter", "probes", "task_vector", "transport", "transport_adapter", "transported"]
+__all__ = ["Adapter", "Alpha", "Alphas", "Calibration", "Gains", "Merged", "Probes", "State", "TransportNote",
+           "WeightedSum", "calibrate", "carry", "choose_alpha", "merge_adapter", "probes", "task_vector",
+           "transport", "transport_adapter", "transported"]

@@ -10,31 +10,38 @@ from torch import Tensor
 from ..alignment import Alignment
 from ..parts import Parts, still
 from ..statistics import statistics_of
+from .arithmetic import Alphas
 from .task_vector import State, transport
 
 LARGE = 1 << 23  # numbers; of larger tensors the sum is formed in slabs of so many, to need no wide copy of the whole
 
 
-def transported(base: State, finetuned: State, target: State, alignment: Alignment,
+def transported(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float | Alphas = 1.0,
                 **options: Any) -> Iterator[tuple[str, Tensor]]:
-    """What `transport` gives, entry by entry; of each state only one part is asked for at a time."""
+    """What `transport` gives, entry by entry; of each state only one part is asked for at a time. `alpha` may be one
+    for each tensor."""
+    alphas = alpha if isinstance(alpha, Alphas) else Alphas(alpha)
+    alphas.check(list(alignment.spec.names))
     parts = Parts(alignment)
     together = {parts.part_of[name] for name in statistics_of(alignment.spec)}  # means are told in deviations
     if together:
-        states = ({k: t for part in together for k, t in parts.take(part, state).items()}
-                  for state in (base, finetuned, target))
-        yield from transport(*states, parts.alignment(*together), **options).items()
+        states = [{k: t for part in together for k, t in parts.take(part, state).items()}
+                  for state in (base, finetuned, target)]
+        for alpha in {alphas.of(name) for name in states[0]}:
+            moved = transport(*states, parts.alignment(*together), alpha, **options)
+            yield from ((name, tensor) for name, tensor in moved.items() if alphas.of(name) == alpha)
     for part, names in parts.names.items():
         if part in together:
             continue
+        own = {**options, "alpha": alphas.of_all(names)}
         if not parts.sizes[part] and len(names) == 1 and torch.Size(alignment.spec.names[part]).numel() > LARGE:
-            yield part, _in_slabs(part, parts, base, finetuned, target, options)
+            yield part, _in_slabs(part, parts, base, finetuned, target, own)
         else:
             states = (parts.take(part, state) for state in (base, finetuned, target))
-            yield from transport(*states, parts.alignment(part), **options).items()
+            yield from transport(*states, parts.alignment(part), **own).items()
     rest = ({name: state[name] for name in alignment.spec.passed if name in state}
             for state in (base, finetuned, target))
-    yield from transport(*rest, parts.rest(), **options).items()
+    yield from transport(*rest, parts.rest(), alphas.default, **options).items()
 
 
 def _in_slabs(part: str, parts: Parts, base: State, finetuned: State, target: State, options: dict[str, Any]) -> Tensor:
