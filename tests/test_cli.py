@@ -131,6 +131,27 @@ def test_inspect_writes_pictures(out, spec, folder):
     assert page.startswith("<!doctype html>") and "clinet:pair" in page and "a.weight" in page
 
 
+def test_inspect_takes_an_alignment_file(out, spec):
+    status, text, _ = out("inspect pi.safetensors")
+    moved = sum(fxr.Alignment.load("pi.safetensors").moved.values())
+    assert status == DONE and f"{moved} of 16 elements moved" in text and "a.weight" in text
+    data = json.loads(out("inspect pi.safetensors --json")[1])
+    assert data["alignment"]["moved"] == moved and fxr.Spec.from_json(json.dumps(data)) == spec
+
+
+def test_match_stops_in_time_and_keeps_its_best(out, folder):
+    line = "match clinet:pair a.safetensors b.safetensors -o kept.st --seconds 5 --checkpoint best.st"
+    assert out(line)[0] == DONE and fxr.Alignment.load("best.st") == fxr.Alignment.load("kept.st")
+    assert "is the input" in out(line.replace("best.st", "a.safetensors"))[2]
+
+
+def test_quiet(out):
+    assert out("inspect clinet:Net --input 1x4")[2]
+    status, text, errors = out("inspect clinet:Net --input 1x4 --quiet")
+    assert status == DONE and text and errors == ""
+    assert out("inspect clinet:Net --input 1x4")[2]  # of that line alone
+
+
 def test_outputs_free(out):
     assert len(json.loads(out("inspect clinet:pair --json --outputs free")[1])["groups"]) == 3
 
@@ -355,6 +376,8 @@ def test_help_and_version(out):
         ("inspect clinet:Net --input 0x4", "elements"),
         ("inspect clinet:Net --input 99999x99999x99999", "elements"),
         ("inspect clinet:Net --input y=2x4 --input 2x4 --input 2x4", "fewer inputs"),
+        ("inspect timm:no_such_model", "timm"),
+        ("inspect torchvision:no_such_model", "torchvision"),
         ("inspect . --input 2x4", "config.json"),
         ("inspect model", "NoSuchModel" if find_spec("transformers") else "needs the transformers package"),
         ("inspect clinet:pair --dot none/g.dot", "no folder"),

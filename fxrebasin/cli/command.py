@@ -58,41 +58,59 @@ def commands(context: click.Context) -> None:
 @click.option("--html", type=click.Path(), help="Write a page to this file.")
 def inspect(model: str, inputs: tuple[str, ...], outputs: str, as_json: bool, dot: str | None,
             html: str | None) -> None:
-    """Show the symmetries of MODEL: what can be permuted with what, and what is pinned and why."""
+    """Show the symmetries of MODEL: what can be permuted with what, and what is pinned and why.
+
+    MODEL may be an alignment file here: then those that it belongs to are shown, and how much it moves.
+    """
     files = [file for file in (dot, html) if file]
     for file in files:
-        claim(file)
-    spec = spec_of(model, inputs, outputs)
+        claim(file, model if os.path.exists(model) else None)
+    alignment = Alignment.load(model) if os.path.isfile(model) else None
+    spec = alignment.spec if alignment else spec_of(model, inputs, outputs)
     if dot:
         write_text(dot, spec.to_dot())
     if html:
         write_text(html, spec.to_html(" ".join([model, *(f"--input {text}" for text in inputs)])))
     if as_json:
-        click.echo(spec.to_json())
+        click.echo(json.dumps(json.loads(spec.to_json()) | {"alignment": _moves(alignment)[0]}) if alignment
+                   else spec.to_json())
     elif files:
         click.echo(f"{len(spec.groups)} groups, order 10^{spec.log10_order:.1f}; written: {', '.join(files)}")
     else:
         click.echo(tree(spec, shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH))
+        if alignment:
+            click.echo(_moves(alignment)[1])
+
+
+def _moves(alignment: Alignment) -> tuple[dict[str, Any], str]:
+    """How much an alignment moves, as data and as text."""
+    moved, elements = sum(alignment.moved.values()), sum(p.size for p in alignment.permutations.values())
+    data = {"method": alignment.method, "objective": alignment.objective, "moved": moved, "elements": elements,
+            "groups": alignment.moved}
+    made = f"made by {alignment.method}" if alignment.method else "an alignment"
+    cosine = "" if alignment.objective is None else f"; cosine similarity {alignment.objective:.4f} aligned"
+    return data, f"{made}: {moved:,} of {elements:,} elements moved{cosine}"
 
 
 # ---- match -------------------------------------------------------------------------------------------------
 
 
-def find(spec: Spec, source: State, target: State, method: str, seed: int,
-         effort: str) -> tuple[Alignment, dict[str, Any], str]:
+def find(spec: Spec, source: State, target: State, method: str, seed: int, effort: str, seconds: float | None = None,
+         checkpoint: str | None = None) -> tuple[Alignment, dict[str, Any], str]:
     """The alignment, and what there is to say about it: as data, and as text."""
     if not spec.groups:
         note("nothing in this model can be permuted, so nothing will move: `fxrebasin inspect` says why")
     started = time.perf_counter()
     with working("matching") as progress:
-        alignment = match(spec, source, target, method, seed, effort=effort, progress=progress)
+        alignment = match(spec, source, target, method, seed, effort=effort, seconds=seconds, progress=progress,
+                          checkpoint=checkpoint)
         before = match(spec, source, target, "identity").objective
-    seconds = time.perf_counter() - started
+    taken = time.perf_counter() - started
     moved, elements = sum(alignment.moved.values()), sum(p.size for p in alignment.permutations.values())
     data = {"method": method, "seed": seed, "objective": alignment.objective, "objective_before": before,
-            "moved": moved, "elements": elements, "seconds": round(seconds, 3)}
+            "moved": moved, "elements": elements, "seconds": round(taken, 3)}
     text = (f"{method}: cosine similarity {before:.4f} before, {alignment.objective:.4f} aligned; "
-            f"{moved:,} of {elements:,} elements moved; {seconds:.1f} s")
+            f"{moved:,} of {elements:,} elements moved; {taken:.1f} s")
     return alignment, data, text
 
 
@@ -109,6 +127,8 @@ def match_command(model: str, source: str, target: str, output: str, inputs: tup
                   ignore_extra: bool, as_json: bool, **how: Any) -> None:
     """Find the alignment that brings the checkpoint SOURCE (old base) close to TARGET (new base)."""
     claim(output, source, target, model if os.path.isdir(model) else None)
+    if how["checkpoint"]:
+        claim(how["checkpoint"], source, target, output)
     spec, states = read(spec_of(model, inputs), (source, target), ignore_extra, model)
     alignment, data, text = find(spec, *states, **how)
     alignment.save(output)

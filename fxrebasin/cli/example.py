@@ -73,9 +73,16 @@ def inputs_by_config(module: Any) -> dict[str, Tensor]:
         inputs = {main: pictures()}
     elif main == "input_values":
         inputs = {main: torch.randn((2, 4000), generator=generator)}
+    elif main == "input_features" and getattr(config, "num_mel_bins", None):
+        frames = 2 * getattr(config, "max_source_positions", 512)
+        inputs = {main: torch.randn((2, config.num_mel_bins, frames), generator=generator)}
+        if config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = torch.randint(_setting(module, "vocab_size"), (2, 8), generator=generator)
     else:
-        raise CaptureError(f"{type(module).__name__} takes {main!r}, for which there is no example: give "
-                           f"--input {main}=SIZES:dtype")
+        needed = [name for name, parameter in inspect.signature(module.forward).parameters.items()
+                  if parameter.default is inspect.Parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+        given = " ".join(f"--input {name}=SIZES:dtype" for name in dict.fromkeys([main, *needed]))
+        raise CaptureError(f"{type(module).__name__} takes {main!r}, for which there is no example: give {given}")
     if all(getattr(config, part, None) is not None for part in ("vision_config", "text_config")):
         inputs["pixel_values"] = pictures()
     return inputs

@@ -1,4 +1,5 @@
-"""What MODEL is: the name of something that makes an `nn.Module`, or the folder of a transformers model."""
+"""What MODEL is: the name of something that makes an `nn.Module`, of a model that a library lists, or the folder of a
+transformers model."""
 from __future__ import annotations
 
 import contextlib
@@ -23,6 +24,7 @@ from ..spec import Spec
 from ..spec.fitting import Fitted, Link, fit
 from .example import example_inputs, inputs_by_config
 from .progress import working
+from .named import LIBRARIES, from_library
 from .speech import note
 
 
@@ -39,7 +41,7 @@ def load_model(model: str, inputs: Sequence[str], real: bool = False) -> tuple[n
     Raises CaptureError.
     """
     with contextlib.redirect_stdout(sys.stderr):  # user code may print; stdout is for the answer
-        module, own = _from_folder(Path(model), real) if os.path.isdir(model) else _from_import(model)
+        module, own = _from_folder(Path(model), real) if os.path.isdir(model) else _from_import(model, real)
         if inputs:
             return module, example_inputs(module, inputs)
         if callable(own):
@@ -53,8 +55,11 @@ def load_model(model: str, inputs: Sequence[str], real: bool = False) -> tuple[n
 # ---- package.module:callable -------------------------------------------------------------------------------
 
 
-def _from_import(model: str) -> tuple[nn.Module, Any]:
+def _from_import(model: str, real: bool) -> tuple[nn.Module, Any]:
     """The module, and its example inputs or None."""
+    library, _, name = model.partition(":")
+    if library in LIBRARIES:
+        return from_library(library, name, real)
     made = _imported(model)
     if not isinstance(made, nn.Module):
         if not callable(made):

@@ -38,6 +38,10 @@ _MATCHING = {
                          help="Decides every random choice."),
     "effort": click.option("--effort", type=click.Choice(("fast", "balanced", "best")), default="balanced",
                            show_default=True),
+    "seconds": click.option("--seconds", type=click.FloatRange(0, min_open=True),
+                            help="Stop after this time with the best that was found."),
+    "checkpoint": click.option("--checkpoint", type=click.Path(), metavar="FILE",
+                               help="Keep the best so far in this file, also on Ctrl-C, and go on from it."),
 }
 
 
@@ -47,7 +51,8 @@ def json_option(command: Callable) -> Callable:
 
 
 def matching_options(command: Callable) -> Callable:
-    """How to match: the options `method`, `seed` and `effort`, as `find` takes them."""
+    """How to match: the options `method`, `seed`, `effort`, `seconds` and `checkpoint`, as `find`
+    takes them."""
     for option in reversed(_MATCHING.values()):
         command = option(command)
     return command

@@ -46,7 +46,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
                 return
             if not _terminal():
                 left = seconds * (total - done) / max(done, 1)
-                say(lambda: f"{what}: {done / 1e9:.1f} of {total / 1e9:.1f} GB, about {left:.0f} s still")
+                say(lambda: f"{what}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB, about {left:.0f} s still")
                 return
             bar = bar or stack.enter_context(_bar())
             task = bar.task_ids[0] if bar.task_ids else bar.add_task(what, total=total)
