@@ -269,6 +269,57 @@ def test_inputs_that_do_not_go_together_or_do_not_fit(out, folder):
     assert not Path("no.safetensors").exists()
 
 
+def test_several_fine_tunings_and_an_alpha_for_each_tensor(out, folder):
+    a, ft, b = map(load_state, ("a.safetensors", "ft.pt", "b.safetensors"))
+    pi = fxr.Alignment.load("pi.safetensors")
+    rest = "a.safetensors b.safetensors --alignment pi.safetensors -o"
+    line = f"transport {rest} sum.safetensors --tau ft.pt:0.5 --tau n.pt:-0.25"
+    assert out(line)[0] == DONE and out(f"transport clinet:pair {rest} sum2.safetensors --tau ft.pt")[0] == DONE
+    each = fxr.transport(a, ft, b, pi, 0.5), fxr.transport(a, load_state("n.pt"), b, pi, -0.25)
+    found = load_state("sum.safetensors")
+    assert max(float((found[k] - (each[0][k] + each[1][k] - b[k])).abs().max()) for k in b) < 1e-6
+    whole = fxr.transport(a, ft, b, pi)
+    assert all(torch.equal(tensor, whole[k]) for k, tensor in load_state("sum2.safetensors").items())
+    three = "transport a.safetensors ft.pt b.safetensors --alignment pi.safetensors"
+    status, text, _ = out(f"{three} -o p.safetensors --alpha 2 --alpha b=-0.5 --alpha *.bias=0")
+    assert status == DONE and "alpha 2, b=-0.5, *.bias=0" in text
+    for name, tensor in load_state("p.safetensors").items():
+        alpha = 0.0 if name.endswith("bias") else -0.5 if name.startswith("b.") else 2.0
+        assert torch.equal(tensor, fxr.transport(a, ft, b, pi, alpha)[name])
+    for line, word in ((f"{three} -o x.pt --alpha q.*=1", "'q.*' fits no tensor"),
+                       (f"{three} -o x.pt --alpha b=x", "neither a number"),
+                       (f"{three} -o x.pt --tau ft.pt", "is neither a folder nor"),
+                       ("transport b.safetensors -o x.pt --tau ft.pt", "give MODEL BASE TARGET"),
+                       (f"transport {rest} ft.pt --tau ft.pt", "is the input ft.pt"),
+                       (f"transport {rest} x.pt --tau gone.pt:1", "no such file")):
+        status, text, errors = out(line)
+        assert status == WRONG and text == "" and word in errors and not (folder / "x.pt").exists()
+
+
+def test_an_adapter_is_carried(out, folder):
+    spec, pi = fxr.Alignment.load("pi.safetensors").spec, fxr.Alignment.load("pi.safetensors")
+    a, b = map(load_state, ("a.safetensors", "b.safetensors"))
+    prefix = "base_model.model.b."
+    tensors = {f"{prefix}lora_A.weight": torch.randn(2, 8), f"{prefix}lora_B.weight": torch.randn(8, 2)}
+    fxr.Adapter({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["b"]}, tensors).save("lora")
+    (folder / "lora" / "README.md").write_text("# An adapter\n")
+    line = "transport a.safetensors lora b.safetensors --alignment pi.safetensors"
+    assert out(f"{line} -o carried")[0] == DONE
+    found, expected = fxr.Adapter.load("carried"), fxr.transport_adapter(a, "lora", b, pi)
+    assert all(torch.equal(found.tensors[k], expected.tensors[k]) for k in tensors)
+    assert found.config["base_model_name_or_path"] == "b.safetensors" and found.config["r"] == 2
+    assert (folder / "carried" / "README.md").read_text().startswith("# An adapter\n\n## Made by fxrebasin")
+    assert out(f"{line} -o full.safetensors --full")[0] == DONE
+    whole = fxr.transport(a, fxr.merge_adapter(a, fxr.Adapter.load("lora"), spec), b, pi)
+    assert all(torch.equal(tensor, whole[k]) for k, tensor in load_state("full.safetensors").items())
+    rest = "transport a.safetensors b.safetensors --alignment pi.safetensors --tau lora --tau ft.pt:0.5 -o both.st"
+    assert out(rest.replace("both.st", "both.safetensors"))[0] == DONE
+    status, _, errors = out("transport a.safetensors ft.pt b.safetensors --alignment pi.safetensors -o x.pt --full")
+    assert status == WRONG and "--full is for adapters" in errors
+    assert "not empty" in out(f"{line} -o carried")[2]
+    assert "lies in the input" in out(f"{line} -o lora/x")[2]
+
+
 def test_transport_with_an_alignment_needs_no_model(out, folder):
     rest = "a.safetensors ft.pt b.safetensors --alignment pi.safetensors -o"
     assert out(f"transport {rest} m1.safetensors")[0] == DONE

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from ..alignment import Alignment
 from ..checkpoint import is_adapter, load_adapter, plan, save_adapter, writing
-from ..errors import SpecError, StateError
+from ..errors import SpecError
 from ..parts import Parts, applied
 from ..spec import Spec
 from ..spec.stacks import tied
-from ..transport import Adapter, Merged, transport_adapter, transported
+from ..transport import Adapter, Alphas, Merged, WeightedSum, transport_adapter, transported
 from .command import commands, find
 from .file import Checkpoint, card, claim, opened, read
 from .fitting import fitted, fitted_adapter, refuse_fitting
 from .model import spec_of
-from .option import (Alpha, extra_option, input_option, json_option, matching_options, output_option,
+from .option import (Alpha, Weighted, alpha_of, extra_option, input_option, json_option, matching_options, output_option,
                      refuse_matching)
 from .progress import counting
 from .speech import answer, note
@@ -68,8 +68,12 @@ def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Checkpoint, ou
 @commands.command("transport")
 @click.argument("paths", nargs=-1, metavar="MODEL BASE FINETUNED TARGET")
 @output_option("The checkpoint to write.")
-@click.option("--alpha", type=Alpha(), default=1.0, show_default=True,
-              help="How much of the fine-tuning is added; auto: what agrees best with FINETUNED on --inputs.")
+@click.option("--alpha", "alphas", type=Alpha(), multiple=True,
+              help="How much of the fine-tuning is added, 1 by default; auto: what agrees best with FINETUNED on "
+                   "--inputs; 'blocks.*.mlp=0.5': for the tensors that a pattern fits, the last one that does.")
+@click.option("--tau", "taus", type=Weighted(), multiple=True, metavar="FINETUNED[:WEIGHT]",
+              help="Another fine-tuning of BASE, with its weight, negative or not: the sum of all is carried. FINETUNED "
+                   "is left out then, and may be an adapter here.")
 @click.option("--inputs", "samples", type=click.Path(), metavar="FILE",
               help="Unlabelled inputs of the task (safetensors or npz, by the names of MODEL's arguments): the "
                    "result is fitted to what FINETUNED makes of them.")
@@ -85,42 +89,49 @@ def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Checkpoint, ou
 @extra_option
 @json_option
 @click.pass_context
-def transport_command(context: click.Context, paths: tuple[str, ...], output: str, alpha: float | str,
-                      samples: str | None, keep: str | None, given: str | None, full: bool, inputs: tuple[str, ...],
+def transport_command(context: click.Context, paths: tuple[str, ...], output: str, alphas: tuple[Any, ...],
+                      taus: tuple[tuple[str, float], ...], samples: str | None, keep: str | None, given: str | None, full: bool, inputs: tuple[str, ...],
                       ignore_extra: bool, as_json: bool, **how: Any) -> None:
     """Carry a fine-tuning over: TARGET + alpha * pi(FINETUNED - BASE), stored as TARGET is.
 
     FINETUNED may be the folder of an adapter (PEFT, LoRA); then an adapter for TARGET is written.
     """
-    if len(paths) != 4 and not (given and len(paths) == 3):
-        raise click.UsageError("give MODEL BASE FINETUNED TARGET, or BASE FINETUNED TARGET and --alignment "
-                               "FILE", context)
-    model, (base, finetuned, target) = (paths[0] if len(paths) == 4 else None), paths[-3:]
+    count = 3 if taus else 4
+    if len(paths) != count and not (given and len(paths) == count - 1):
+        own = "BASE TARGET" if taus else "BASE FINETUNED TARGET"
+        raise click.UsageError(f"give MODEL {own}, or {own} and --alignment FILE", context)
+    model, (base, *finetuned, target) = (paths[0] if len(paths) == count else None), paths[-count + 1:]
+    alpha, finetuned = alpha_of(alphas), finetuned[0] if finetuned else " + ".join(f"{w:g} {path}" for path, w in taus)
     refuse_fitting(context, model, alpha, samples, keep)
+    if taus and (samples or full):
+        raise click.UsageError("--tau gives a sum of fine-tunings: leave --inputs and --full out", context)
     adapter = is_adapter(finetuned)
     if adapter and samples and (full or alpha == "auto"):
         raise click.UsageError("with --inputs an adapter gets gains in its factors: leave --full and --alpha out", context)
     if full and not adapter:
         raise click.UsageError(f"--full is for adapters, and {finetuned} is not the folder of one", context)
     inside = model if model and os.path.isdir(model) else None
-    claim(output, base, finetuned, target, given, samples, keep, inside, like=target if full or not adapter else None, folder=True)
+    claim(output, base, *([path for path, _ in taus] or [finetuned]), target, given, samples, keep, inside,
+          like=target if full or not adapter else None, folder=True)
     if given:
         refuse_matching(context, "--alignment is given")
     alignment, data, text = _alignment(model, base, target, given, inputs, ignore_extra, how)
-    said = f"alpha {alpha}" if isinstance(alpha, str) else f"alpha {alpha:g}"
-    data |= {"alpha": alpha, "output": output}
+    said = f"alpha {alpha:g}" if isinstance(alpha, float) else f"alpha {alpha}"
+    data |= {"alpha": alpha if isinstance(alpha, (str, float)) else str(alpha), "output": output}
+    data |= {"taus": dict(taus)} if taus else {}
     section = _card(base, finetuned, target, alignment, data)
     if samples:
         which = _fit_adapter if adapter else _fit
         more, said = which(model, inputs, alignment, (base, finetuned, target), output, alpha, samples, keep,
                            ignore_extra, section)
         data |= more
+    elif taus:
+        _carry_sum(alignment, base, taus, target, output, alpha, ignore_extra, section, model)
     elif adapter:
         _carry_adapter(alignment, base, finetuned, target, output, alpha, full, ignore_extra, section, model)
     else:
         with opened(alignment, (base, finetuned, target), ignore_extra, model) as (alignment, stored):
-            write("transport", transported(*stored, alignment, alpha=finite(alpha)), stored[2], output, section,
-                  _untied(*stored))
+            write("transport", transported(*stored, alignment, alpha), stored[2], output, section, _untied(*stored))
     answer(data, f"{text}; {said}; written: {output}", as_json)
 
 
@@ -155,11 +166,17 @@ def _untied(base: Checkpoint, finetuned: Checkpoint, target: Checkpoint) -> dict
     return {target.fit.file_of(alias): finetuned[alias].to("meta") for alias in apart}
 
 
-def finite(alpha: float) -> float:
-    """Raises StateError before any work for what `transport` would refuse."""
-    if alpha != alpha or alpha in (float("inf"), float("-inf")):
-        raise StateError(f"alpha is {alpha}: give a finite number")
-    return alpha
+def _carry_sum(alignment: Alignment, base: str, taus: tuple[tuple[str, float], ...], target: str, output: str,
+               alpha: float | Alphas, ignore_extra: bool, section: str, model: str | None) -> None:
+    """Several fine-tunings, checkpoints and adapters alike, as one."""
+    files = [path for path, _ in taus if not is_adapter(path)]
+    with opened(alignment, (base, target, *files), ignore_extra, model) as (alignment, (old, new, *states)):
+        tuned = dict(zip(files, states))
+        for path, _ in taus:
+            if path not in tuned:
+                tuned[path] = Merged(old, Adapter(*load_adapter(path)), Parts(alignment))
+        total = WeightedSum(old, [tuned[path] for path, _ in taus], [weight for _, weight in taus])
+        write("transport", transported(old, total, new, alignment, alpha), new, output, section)
 
 
 def _alignment(model: str | None, base: str, target: str, given: str | None, inputs: tuple[str, ...],
@@ -174,13 +191,13 @@ def _alignment(model: str | None, base: str, target: str, given: str | None, inp
     return alignment, {"alignment": given}, f"alignment {given}"
 
 
-def _carry_adapter(alignment: Alignment, base: str, folder: str, target: str, output: str, alpha: float, full: bool,
+def _carry_adapter(alignment: Alignment, base: str, folder: str, target: str, output: str, alpha: float | Alphas, full: bool,
                    ignore_extra: bool, section: str, model: str | None) -> None:
     adapter = Adapter(*load_adapter(folder))
     with opened(alignment, (base, target), ignore_extra, model) as (alignment, (old, new)):
         if full:
             tuned = Merged(old, adapter, Parts(alignment))
-            write("transport", transported(old, tuned, new, alignment, alpha=finite(alpha)), new, output, section)
+            write("transport", transported(old, tuned, new, alignment, alpha), new, output, section)
             return
         carried = transport_adapter(old, adapter, new, alignment, alpha)
     _save_adapter(carried, target, output, folder, section)

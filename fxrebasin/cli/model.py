@@ -55,7 +55,7 @@ def load_model(model: str, inputs: Sequence[str], real: bool = False) -> tuple[n
 # ---- package.module:callable -------------------------------------------------------------------------------
 
 
-def _from_import(model: str, real: bool) -> tuple[nn.Module, Any]:
+def _from_import(model: str, real: bool = False) -> tuple[nn.Module, Any]:
     """The module, and its example inputs or None."""
     library, _, name = model.partition(":")
     if library in LIBRARIES:

@@ -1,25 +1,56 @@
 """Options that several commands have."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ..match import METHODS
+from ..transport import Alphas
 from .speech import hush
 
 
 class Alpha(click.ParamType):
-    """A number, or the word auto."""
+    """A number, the word auto, or a number for the tensors that a pattern fits: (pattern, number)."""
 
-    name = "number|auto"
+    name = "number|auto|pattern=number"
 
     def convert(self, value, param, ctx):
+        pattern, sign, number = value.rpartition("=") if isinstance(value, str) else ("", "", value)
+        if value == "auto":
+            return value
         try:
-            return value if value == "auto" else float(value)
+            return (pattern, float(number)) if sign else float(number)
         except ValueError:
-            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+            self.fail(f"{value!r} is neither a number nor auto nor a pattern of names with a number: write 0.5, or "
+                      "'blocks.*.mlp=0.5'", param, ctx)
+
+
+def alpha_of(given: Sequence[Any]) -> float | str | Alphas:
+    """What several --alpha say together: the last number, and all patterns."""
+    plain = [value for value in given if not isinstance(value, tuple)]
+    patterns = tuple(value for value in given if isinstance(value, tuple))
+    if patterns and "auto" in plain:
+        raise click.UsageError("--alpha auto is one for all tensors: leave the patterns out")
+    default = plain[-1] if plain else 1.0
+    return Alphas(default, patterns) if patterns else default
+
+
+class Weighted(click.ParamType):
+    """A path and a weight: FILE:0.5, or FILE alone."""
+
+    name = "FINETUNED[:WEIGHT]"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        path, sign, number = value.rpartition(":")
+        try:
+            return (path, float(number)) if sign else (value, 1.0)
+        except ValueError:
+            return value, 1.0
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")

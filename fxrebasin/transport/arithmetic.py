@@ -69,6 +69,9 @@ class Alphas:
     default: float = 1.0
     patterns: tuple[tuple[str, float], ...] = ()
 
+    def __str__(self) -> str:
+        return ", ".join([f"{self.default:g}", *(f"{pattern}={alpha:g}" for pattern, alpha in self.patterns)])
+
     def of(self, name: str) -> float:
         """Alpha for a tensor, by its name in the state dict."""
         fitting = [alpha for pattern, alpha in self.patterns

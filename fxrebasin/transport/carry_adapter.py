@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..alignment import Alignment
 from ..errors import StateError
 from ..parts import Parts, origin
 from .adapter import RANK, Adapter, Contents, Factor, LowRank, Whole, contents, lengths
+from .arithmetic import Alphas
 from .task_vector import State, transport
 
 DORA = ("the adapter is a DoRA: its magnitudes are lengths of the base's rows, and are scaled by how much longer the "
@@ -26,29 +27,31 @@ DORA = ("the adapter is a DoRA: its magnitudes are lengths of the base's rows, a
 
 
 def transport_adapter(base: State, adapter: Adapter | str | os.PathLike, target: State, alignment: Alignment,
-                      alpha: float = 1.0) -> Adapter:
+                      alpha: float | Alphas = 1.0) -> Adapter:
     """An adapter for the target, of the same rank: pi of what `adapter` adds to the base.
 
     base, target  states of one architecture; only those tensors are looked at that the adapter replaces (biases,
                   modules_to_save, rows of an embedding) or knows the lengths of (DoRA)
     adapter       an Adapter, or the folder of one
     alignment     pi, of base onto target
-    alpha         how much of it is carried
+    alpha         how much of it is carried; may be one for each tensor
 
     Merged into the target it gives what `transport` makes of the adapter merged into the base. Dtypes are the
     adapter's. Raises StateError where the adapter does not fit, or where pi moves an axis of a weight without
     regard to the other no longer, so that the rank would grow.
     """
     adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
-    if not math.isfinite(alpha):
-        raise StateError(f"alpha is {alpha}: give a finite number")
+    alphas = alpha if isinstance(alpha, Alphas) else Alphas(alpha)
+    alphas.check(list(alignment.spec.names))
     parts = Parts(alignment)
     found = contents(adapter, parts)
     carried: dict[str, Tensor] = {}
     for part, layers in _by_part(found, parts).items():
-        carried |= _Layers(part, layers, adapter, parts, alignment).carried(base, target, alpha)
+        own = alphas.of_all([low.name for low in layers])
+        carried |= _Layers(part, layers, adapter, parts, alignment).carried(base, target, own)
     for part, whole in _whole_by_part(found, parts).items():
-        carried |= _carry_whole(part, whole, base, adapter, target, parts, alpha)
+        own = alphas.of_all([each.name for each in whole])
+        carried |= _carry_whole(part, whole, base, adapter, target, parts, own)
     order = {key: k for k, key in enumerate(adapter.tensors)}
     tensors = {key: carried[key] for key in sorted(carried, key=lambda key: (order.get(key, len(order)), key))}
     notes = (DORA,) if any(low.magnitude for low in found.low_rank.values()) else ()
