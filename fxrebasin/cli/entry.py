@@ -16,7 +16,7 @@ from ..errors import NotEquivalentError
 from ..spec.fitting import FitNote
 from ..transport import TransportNote
 from . import DONE, INTERRUPTED, NO, TERMINATED, WRONG
-from . import carry  # noqa: F401 - its commands
+from . import carry, curves  # noqa: F401 - their commands
 from .command import commands
 from .speech import explain, fail, hush, note
 

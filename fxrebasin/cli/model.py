@@ -60,7 +60,7 @@ def _from_import(model: str, real: bool = False) -> tuple[nn.Module, Any]:
     library, _, name = model.partition(":")
     if library in LIBRARIES:
         return from_library(library, name, real)
-    made = _imported(model)
+    made = imported(model)
     if not isinstance(made, nn.Module):
         if not callable(made):
             raise CaptureError(f"{model} is a {type(made).__name__}: it must be a callable that returns an "
@@ -73,7 +73,7 @@ def _from_import(model: str, real: bool = False) -> tuple[nn.Module, Any]:
     return made, own
 
 
-def _imported(model: str) -> Any:
+def imported(model: str) -> Any:
     """What package.module:name names."""
     module_name, _, name = model.partition(":")
     dotted = all(re.fullmatch(r"\w+(\.\w+)*", text) for text in (module_name, name))
