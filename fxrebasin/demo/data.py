@@ -71,3 +71,30 @@ def prepare(images: Tensor, task: str | None = None) -> Tensor:
     if task is not None:
         pixels = TASKS[task](pixels)
     return (pixels - MEAN) / DEVIATION
+
+
+LANGUAGES = {"da": "Danish", "it": "Italian", "fr": "French", "de": "German"}
+
+
+def shipped_test_texts(folder: Path = SHIPPED) -> dict[str, tuple[Tensor, Tensor]]:
+    """Language ("en" and the tasks) -> token ids (up to 2,000, 32) and labels, both int64; shipped with fxrebasin.
+
+    Descriptions of Debian's packages and their translations, as pieces of words without a dictionary (see `debian`).
+    """
+    file = folder / "test_texts.npz"
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file, it is part of fxrebasin: install the package again")
+    with np.load(file, allow_pickle=False) as arrays:
+        return {language: tuple(torch.from_numpy(arrays[f"{language}.{what}"].astype(np.int64)) for what in ("ids", "labels"))
+                for language in ("en", *LANGUAGES)}
+
+
+def views(kind: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs and labels of the shipped test data by view: "support", and every task of a network."""
+    if kind == "text":
+        texts = shipped_test_texts()
+        texts = {"support": texts.pop("en"), **texts}
+        return {view: ids for view, (ids, _) in texts.items()}, {view: labels for view, (_, labels) in texts.items()}
+    images, labels = shipped_test_images()
+    seen = {"support": prepare(images)} | {task: prepare(images, task) for task in TASKS}
+    return seen, dict.fromkeys(seen, labels)

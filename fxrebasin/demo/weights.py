@@ -7,6 +7,7 @@ was trained on.
 """
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -58,12 +59,24 @@ def read(file: Path) -> State:
         return unpack({name: tensors.get_tensor(name) for name in tensors.keys()})
 
 
+def name_of(model: str, letter: str) -> str:
+    """What the files of a base are called: "mlp_a"; of the text encoders by their seeds, A is 1 and B is 2."""
+    return f"text_{'AB'.index(letter) + 1}" if model == "text" else f"{model}_{letter.lower()}"
+
+
 def base(model: str, letter: str, folder: Path = SHIPPED) -> State:
-    """Base "A" or "B" of a model ("mlp", "vit")."""
-    return read(folder / f"{model}_{letter.lower()}.safetensors")
+    """Base "A" or "B" of a model ("mlp", "vit", "text")."""
+    return read(folder / f"{name_of(model, letter)}.safetensors")
 
 
 def finetuned(model: str, task: str, folder: Path = SHIPPED) -> State:
     """Base A fine-tuned on a task: base A plus the stored task vector."""
-    start, change = base(model, "A", folder), read(folder / f"{model}_a_{task}.safetensors")
+    start, change = base(model, "A", folder), read(folder / f"{name_of(model, 'A')}_{task}.safetensors")
     return {name: value + change[name] for name, value in start.items()}
+
+
+def oracle(model: str, task: str, folder: Path = SHIPPED) -> float:
+    """The recorded accuracy of B fine-tuned on a task, on (the first of) the shipped test data."""
+    recorded = json.loads((folder / f"{'text_2' if model == 'text' else model}_measured.json").read_text())["accuracy"]
+    label = f"fine-tuned, {task}" if model == "text" else f"B fine-tuned, {task}"
+    return recorded[label][task]["first 1,000" if model == "text" else "first 2,000"]

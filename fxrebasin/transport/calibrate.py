@@ -110,14 +110,14 @@ def calibrate(
         raise FxrebasinError(f"passes is {passes}: give a positive number")
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        job = _Job(model, base, finetuned, target, alignment, loss, seed)
+        job = Job(model, base, finetuned, target, alignment, loss, seed)
         job.split(samples_of(inputs, "inputs"), None if keep is None else samples_of(keep, "inputs to keep"))
         tried, gains = job.tried(fit, passes)
     return job.result(tried, gains, time.perf_counter() - started)
 
 
-class _Job:
-    """One calibration."""
+class Job:
+    """One calibration: states as wide tensors, what is fitted to what, and what was tried."""
 
     def __init__(
         self,

@@ -103,12 +103,12 @@ def fit_gains(bench: Bench, target: State, vector: State, iterations: int, most:
         return Gains.of(axes, vector), weights()
 
 
-def fit_weights(bench: Bench, start: State, steps: int) -> tuple[State, float]:
+def fit_weights(bench: Bench, start: State, steps: int, rate: float = RATE) -> tuple[State, float]:
     """All weights by Adam from a start, on mixtures of the inputs; those with the lowest loss on what is held
     back, and that loss."""
     weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
     best, score = start, bench.held_back(start)
-    solver = torch.optim.Adam(weights.values(), lr=RATE)
+    solver = torch.optim.Adam(weights.values(), lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         solver, lambda t: min((t + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * t / steps))
     )
