@@ -211,7 +211,7 @@ def telling(tensor: Tensor) -> Tensor:
 @output_option("A folder for pictures.", required=False, default="fxrebasin-demo", show_default=True)
 @json_option
 def demo(output: str, as_json: bool) -> None:
-    """Carry fine-tunings of two shipped networks over to new bases, and measure the worth. Offline."""
+    """Carry fine-tunings of three shipped networks over to new bases, and measure the worth. Offline."""
     from rich.console import Console
 
     from ..demo.run import run

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 SIDE, CLASSES = 28, 10
 PIECES, TOKENS = 8000, 32  # of the text encoder: its vocabulary, and how much of a text it sees
+EPS = torch.finfo(torch.float32).eps  # said, since what norms take by default depends on the dtype
 
 
 class MLP(nn.Module):
@@ -86,7 +87,7 @@ class Layer(nn.Module):
     def __init__(self, dim: int, heads: int, inner: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.norm1, self.norm2 = nn.RMSNorm(dim, EPS), nn.RMSNorm(dim, EPS)
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, bias=False) for _ in range(4))
         self.wi, self.wo = nn.Linear(dim, inner, bias=False), nn.Linear(inner, dim, bias=False)
 
@@ -110,7 +111,7 @@ class TextEncoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary, dim)
         self.position = nn.Parameter(torch.randn(TOKENS, dim) * 0.02)
         self.layers = nn.ModuleList(Layer(dim, heads, inner) for _ in range(depth))
-        self.norm = nn.RMSNorm(dim)
+        self.norm = nn.RMSNorm(dim, EPS)
         self.head = nn.Linear(dim, classes, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:

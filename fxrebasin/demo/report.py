@@ -22,7 +22,7 @@ def show(results: dict[str, Any], console: Console) -> None:
     console.print(f"Data: {results['data']}. Cosines are of all weights but vectors (biases, norms).")
     console.print(f"Recipes: {results['recipes']}.")
     console.print(f"Share of the gain recovered: {results['share']}; its accuracy is read from the training "
-                  "record, all else was measured just now. Support: what the bases learned. Fitted: {results['fit']}.")
+                  f"record, all else was measured just now. Support: what the bases learned. Fitted: {results['fit']}.")
 
 
 def alignments(kind: str, found: dict[str, Any]) -> Table:

@@ -127,7 +127,9 @@ def measure_model(kind: str, bench: Bench) -> dict[str, Any]:
     support = found[SUPPORT]["B"]["accuracy"]
     say(f"{kind}: fitting to {FITTED} inputs without labels")
     tasks = [task for task in bench.views if task != SUPPORT]
-    fits = list(_workers().map(lambda task: fitted(kind, bench, task, alignments["exact"]), tasks))
+    with warnings.catch_warnings():  # what it says of inputs to keep is seen in the table
+        warnings.simplefilter("ignore", fxr.TransportNote)
+        fits = list(_workers().map(lambda task: fitted(kind, bench, task, alignments["exact"]), tasks))
     for task, fit in zip(tasks, fits, strict=True):
         say(f"{kind}: carrying the task '{task}' over")
         found["tasks"][task] = measure_task(kind, bench, task, alignments, fit, support)
@@ -144,10 +146,8 @@ def fitted(kind: str, bench: Bench, task: str, alignment: fxr.Alignment) -> dict
     """The task carried over by an alignment and fitted to a few inputs; and with as many on which B is kept."""
     states = weights.base(kind, "A"), weights.finetuned(kind, task), weights.base(kind, "B")
     keeps = {f"{FITTED} inputs": None} | ({f"{FITTED} inputs, {FITTED} kept": bench.unlabelled(SUPPORT)} if kind in KEPT else {})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", fxr.TransportNote)
-        return {name: fxr.calibrate(bench.model, *states, alignment, bench.unlabelled(task), keep, passes=PASSES[kind])
-                for name, keep in keeps.items()}
+    return {name: fxr.calibrate(bench.model, *states, alignment, bench.unlabelled(task), keep, passes=PASSES[kind])
+            for name, keep in keeps.items()}
 
 
 def measure_task(kind: str, bench: Bench, task: str, alignments: dict[str, fxr.Alignment],
