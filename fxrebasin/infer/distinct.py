@@ -371,7 +371,8 @@ class Distinct:
                 elif own <= shared and mixed:
                     kept = free & mixed if kind == "increasing" else free - mixed
                     if self._still(tensors, inside, k, kept):
-                        found.append(replace(grown, dims=_dims(result, kept), by=0))
+                        said = self._kept_apart(node) if kind != "increasing" else frozenset()
+                        found.append(replace(grown, dims=_dims(result, kept), by=0, assumes=grown.assumes | said))
                 elif not own <= shared and self._spread(tensors, inside, k, free, shared):
                     found.append(replace(grown, dims=_dims(result, free & shared), by=0))
         found = [claim for claim in found if claim.dims or claim.by]
@@ -416,6 +417,10 @@ class Distinct:
     def _assumed(self, node: fx.Node, rule: Rule) -> frozenset[str]:
         made = self._made(node)[0]
         return frozenset({f"{_name(made)} does not saturate ({self.calls[made].why})"} if rule.facts.saturates else ())
+
+    def _kept_apart(self, node: fx.Node) -> frozenset[str]:
+        made = self._made(node)[0]
+        return frozenset({f"{_name(made)} keeps rows apart that differ ({self.calls[made].why})"})
 
     def _growth(self, node: fx.Node, rule: Rule, given: fx.Node, steep: float) -> float:
         """How much is scaled up after an op that acts on each element: by its slope between 0 and 100, other tensors being 1."""
