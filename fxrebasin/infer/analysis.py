@@ -254,7 +254,7 @@ class Analysis:
 
     @cached_property
     def _distinct(self) -> Distinct:
-        return Distinct(self.program.module.graph, self.program.sources, self.calls, self.constants)
+        return Distinct(self.program, self.calls, self.constants)
 
     def _assumptions(self) -> tuple[str, ...]:
         """What was taken for granted of axes that are free in the end."""

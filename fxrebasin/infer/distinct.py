@@ -17,69 +17,23 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from ..capture import Source
-from ..rules import RULES, Call, Rule, letters
-from .constants import Constants
+from ..rules import Distinctness, Rule
+from .numbers import LOWEST, MOST, Claim, Numbers, coarseness, floating, letters_of, name_of, plain, union
+from .places import kept
 
-LOWEST = -1e4  # a score below this is a mask's
 LARGEST = 200_000  # numbers whose places are followed one by one
-MOST = 4  # claims about one tensor
 TINY = 1e-6  # what has been scaled down by more is lost where something is added to it
 
 
-@dataclass(frozen=True)
-class Claim:
-    """Numbers of a tensor that lie at different places along `dims`, and at one place otherwise, differ.
-
-    by      bits of the leaves with which they vary freely of each other; 0 if they merely differ
-    steep   how much the graph's own constants have scaled them up
-    masked  some stand out as too low to be chosen; those may be equal
-    assumes sentences on which the claim rests
-    """
-
-    dims: frozenset[int]
-    by: int
-    steep: float = 1.0
-    masked: bool = False
-    assumes: frozenset[str] = frozenset()
-
-
-class Distinct:
-    """What is known of the numbers of a graph's nodes."""
-
-    def __init__(self, graph: fx.Graph, sources: Mapping[str, Source], calls: Mapping[fx.Node, Call], constants: Constants):
-        """calls: what the rules have seen, of all nodes before those that are asked about."""
-        self.graph, self.sources, self.calls, self.constants = graph, sources, calls, constants
-        self._ahead = iter(graph.nodes)
-        self._bits: dict[str, int] = {}  # of leaves, by name
-        self.depends: dict[fx.Node, int] = {}  # on which leaves, as bits
-        self.scaled: dict[fx.Node, tuple[int, ...]] = {}  # leaves that multiply a node's numbers, if multiplied together
-        self.nonzero: dict[fx.Node, frozenset[str] | None] = {}  # what it rests on that almost no number is zero; None: some may
-        self.blame: dict[fx.Node, str] = {}  # why there is no claim
-        self._positive: dict[fx.Node, bool] = {}
-        self._claims: dict[fx.Node, list[Claim]] = {}
-
-    def _visit(self, node: fx.Node) -> None:
-        leaf = self._leaf(node)
-        bits = self._bits.setdefault(leaf.name, 1 << len(self._bits)) if leaf else 0
-        for given in node.all_input_nodes:
-            bits |= self.depends[given]
-        self.depends[node] = bits
-        self.scaled[node] = self._scaled(node)
-        self.nonzero[node] = self._nonzero(node) if _floating(node) else None
-
-    def _leaf(self, node: fx.Node) -> Source | None:
-        """What a node stands for, if it is a tensor of the state or an input."""
-        source = self.sources.get(node.name) if node.op in ("placeholder", "get_attr") else None
-        return source if source is not None and source.kind != "constant" else None
+class Distinct(Numbers):
+    """What is known of a graph's numbers to differ."""
 
     def along(self, node, dim: int, largest: bool) -> tuple[str | None, frozenset[str]]:
         """Why numbers along a dimension may be equal, or None; and on what the answer rests. `largest`: the largest are
@@ -94,137 +48,20 @@ class Distinct:
             return self.blame.get(node, "numbers may be equal"), frozenset()
         return None, min((claim.assumes for claim in claims), key=len)
 
-    # ------------------------------------------------------------------------------------------------------- reading
-
-    def _constant(self, node: fx.Node) -> torch.Tensor | None:
-        """The numbers of a node that never change, on which the answer then relies."""
-        content = self.constants.evaluate(node)
-        if content is not None:
-            self.constants.rely(node)
-        return content
-
-    def _made(self, node: fx.Node) -> tuple[fx.Node, int]:
-        """The call that makes a node, and which of its results the node is."""
-        return (node.args[0], node.args[1]) if node.target is operator.getitem else (node, 0)
-
-    def _known(self, node: fx.Node) -> tuple[Rule, dict, list[tuple[str, fx.Node]]] | None:
-        """The rule of a call, its arguments by name, and its tensors in order, with their names."""
-        rule, call = RULES.get(str(node.target)), self.calls.get(node)
-        if rule is None or call is None:
-            return None
-        arguments = {a.name: a.default_value for a in node.target._schema.arguments}
-        arguments |= dict(zip(arguments, node.args)) | dict(node.kwargs)
-        for name, given in list(arguments.items()):
-            if isinstance(given, (list, tuple)):
-                arguments |= {f"{name}[{k}]": x for k, x in enumerate(given) if isinstance(x, fx.Node)}
-        return rule, arguments, [(name, x) for name, x in arguments.items() if isinstance(x, fx.Node)]
-
-    def _letters(self, rule: Rule, node: fx.Node, tensors):
-        """The letters of a text, for a call: of its tensors' dimensions, and of its results' ones; None without a text."""
-        call = self.calls[node]
-        if rule.text is None or len(call.tensors()) != len(tensors):
-            return None
-        text = rule.text if isinstance(rule.text, str) else rule.text(call)
-        return letters(text, [value.shape for value in call.tensors()])
-
-    # ------------------------------------------------------------------------------------- what scales, and what is zero
-
-    def _scaled(self, node: fx.Node) -> tuple[int, ...]:
-        if self._leaf(node):
-            return (self.depends[node],)
-        made, k = self._made(node)
-        constant = self._constant(made)
-        if constant is not None:
-            return (0,) if not constant.any() else ()
-        if (known := self._known(made)) is None:
-            return ()
-        rule, arguments, tensors = known
-        if rule.facts.moves:
-            parts = tensors if rule.facts.moves == "joined" else tensors[:1]
-            return self._jointly(x for _, x in parts) if k == 0 or rule.facts.moves is True else ()
-        found: list[int] = []
-        for names in rule.facts.together() if k == 0 else []:
-            given = [arguments[name] for name in names if name in arguments]
-            if given and all(x is None or isinstance(x, fx.Node) or x == 0 for x in given):
-                others = self._on([x for name, x in tensors if name not in names])
-                own = self._jointly(x for name, x in tensors if name in names)
-                found += [bits for bits in own if not bits & others]
-        return tuple(dict.fromkeys(found))[:MOST]
-
-    def _jointly(self, parts: Iterable[fx.Node]) -> tuple[int, ...]:
-        ways = itertools.islice(itertools.product(*(self.scaled[part] for part in parts)), MOST)
-        return tuple(dict.fromkeys(math_or(way) for way in ways))
-
-    def _on(self, nodes: Iterable[fx.Node]) -> int:
-        return math_or(self.depends[node] for node in nodes)
-
-    def _nonzero(self, node: fx.Node) -> frozenset[str] | None:
-        if self._leaf(node):
-            return frozenset()
-        made, k = self._made(node)
-        constant = self._constant(made)
-        if constant is not None:
-            return frozenset() if bool((constant != 0).all()) else None
-        if (known := self._known(made)) is None:
-            return None
-        rule, arguments, tensors = known
-        given = [x for _, x in tensors]
-        if self.positive(node):
-            return frozenset()
-        if rule.facts.moves:
-            return self._all_nonzero(given if rule.facts.moves == "joined" else given[:1])
-        groups = rule.facts.together()
-        if groups and k == 0 and rule.facts.distinct_for(_plain(arguments)) and self._elementwise(rule, made, tensors):
-            if all(len(names) == 1 for names in groups) and (found := self._all_nonzero(given)) is not None:
-                return found  # a product
-            if len(given) == 2 and sorted(groups[0]) == sorted(name for name, _ in tensors):
-                for a, b in (given, given[::-1]):  # what is added is zero, or varies with leaves of its own
-                    found = self.nonzero[a] if self.nonzero[a] is not None else self._padded(a)
-                    if found is not None and any(not bits & self.depends[a] for bits in self.scaled[b]):
-                        return found
-        return min((claim.assumes for claim in self.claims(node) if claim.by), key=len, default=None)
-
-    def _all_nonzero(self, nodes: Iterable[fx.Node]) -> frozenset[str] | None:
-        found = [self.nonzero[node] for node in nodes]
-        return None if None in found else frozenset().union(*found)
-
-    def _padded(self, node: fx.Node) -> frozenset[str] | None:
-        """What has to be taken for granted of an embedding with a row of padding; None for anything else."""
-        known = self._known(self._made(node)[0])
-        if known is not None and known[0].facts.moves:
-            return self._padded(known[2][0][1])
-        if known is None or "padding_idx" not in known[1]:
-            return None
-        return frozenset({f"{_name(node)}: where its row of padding is zero, what is added to it is not ({self.calls[node].why})"})
-
-    def _elementwise(self, rule: Rule, node: fx.Node, tensors) -> bool:
-        read = self._letters(rule, node, tensors)
-        return read is not None and len(read[1]) == 1 and all(
-            _all(dims) <= _all(read[1][0]) for dims in read[0])
-
-    def positive(self, node: fx.Node) -> bool:
-        if node not in self._positive:
-            known = self._known(self._made(node)[0])
-            facts = known[0].facts if known is not None else None
-            parts = [x for _, x in known[2]][: None if facts.positive or facts.moves == "joined" else 1] if known else []
-            self._positive[node] = facts is not None and (facts.positive is True or (
-                facts.positive == "kept" or bool(facts.moves)) and all(self.positive(x) for x in parts))
-        return self._positive[node]
-
     # --------------------------------------------------------------------------------------------------------- claims
 
     def claims(self, node: fx.Node) -> list[Claim]:
         """What is known of the numbers of a node, the freest claims first."""
         if node not in self._claims:
             try:
-                found = self._find(node) if _floating(node) else self._nothing(node, "makes equal numbers of others")
+                found = self._find(node) if floating(node) else self._nothing(node, "makes equal numbers of others")
             except RecursionError:
                 found = self._nothing(node, "lies too deep to be followed")
             self._claims[node] = sorted(dict.fromkeys(found), key=lambda c: (-len(c.dims), not c.by))[:MOST]
         return self._claims[node]
 
     def _nothing(self, node: fx.Node, why: str) -> list[Claim]:
-        self.blame.setdefault(node, f"{_name(self._made(node)[0])} {why}")
+        self.blame.setdefault(node, f"{name_of(self._made(node)[0])} {why}")
         return []
 
     def _find(self, node: fx.Node) -> list[Claim]:
@@ -241,18 +78,18 @@ class Distinct:
         if rule.facts.moves and (k == 0 or rule.facts.moves is True):
             parts = tensors if rule.facts.moves == "joined" else tensors[:1]
             return self._moved(node, made, k, [x for _, x in parts], rule.facts.moves)
-        kind = rule.facts.distinct_for(_plain(arguments)) if k == 0 else False
+        kind = rule.facts.distinct_for(plain(arguments)) if k == 0 else False
         read = self._letters(rule, made, tensors) if kind else None
         if read is None:
             return self._nothing(node, "makes equal numbers")
-        return self._by_text(node, rule, kind, arguments, tensors, *read)
+        return self._by_text(node, rule, kind, tensors, *read)
 
     def _mask(self, node: fx.Node, arguments) -> tuple[fx.Node, float] | None:
         """The scores that an op masks, and what with."""
-        names = {"masked_fill": ("self", "value"), "where": ("self", "other")}.get(_name(node))
+        names = {"masked_fill": ("self", "value"), "where": ("self", "other")}.get(name_of(node))
         if names is None:
             return None
-        for scores, low in (names, names[::-1]) if _name(node) == "where" else [names]:
+        for scores, low in (names, names[::-1]) if name_of(node) == "where" else [names]:
             value = arguments.get(low)
             if isinstance(value, fx.Node):
                 numbers = self._constant(value)
@@ -278,7 +115,7 @@ class Distinct:
 
     def _moved(self, node: fx.Node, made: fx.Node, k: int, parts: list[fx.Node], way) -> list[Claim]:
         """Claims about numbers that are found again at other places."""
-        if any(_bits(node) > _bits(part) for part in parts):
+        if any(coarseness(node) > coarseness(part) for part in parts):
             return self._nothing(node, "rounds to fewer bits")
         missing = next((part for part in parts if not self.claims(part)), None)
         if missing is not None:
@@ -295,8 +132,9 @@ class Distinct:
             choices = [(claim,) for claim in self.claims(parts[0])]
         found = []
         for chosen in choices:
-            dims = frozenset() if sources is None else _kept(sources, parts, [claim.dims for claim in chosen])
-            claim = Claim(dims, math_or(c.by for c in chosen), max(c.steep for c in chosen), any(c.masked for c in chosen),
+            shapes = [part.meta["val"].shape for part in parts]
+            dims = frozenset() if sources is None else kept(sources, shapes, [claim.dims for claim in chosen])
+            claim = Claim(dims, union(c.by for c in chosen), max(c.steep for c in chosen), any(c.masked for c in chosen),
                           frozenset().union(*(c.assumes for c in chosen)))
             found += [claim] if claim.dims or claim.by else []
         return found or self._nothing(node, "makes equal numbers")
@@ -332,177 +170,118 @@ class Distinct:
 
     # ----------------------------------------------------------------------------------------- ops whose rule is a text
 
-    def _by_text(self, node, rule: Rule, kind, arguments, tensors, inside, outside) -> list[Claim]:
-        result, between = outside[0], outside[1:]
-        shared = _all(result)
-        groups = rule.facts.together()
+    def _by_text(self, node, rule: Rule, kind, tensors, inside, outside) -> list[Claim]:
+        """Each claim about an argument comes to one about the result, or to a reason why not."""
         found, why = [], None
         for k, (name, given) in enumerate(tensors):
-            if rule.facts.through and name not in rule.facts.through.split():
+            if rule.facts.through and name not in rule.facts.through.split() or not floating(given):
                 continue
-            if _bits(node) > _bits(given) or not _floating(given):
-                why = why or "rounds to fewer bits"
-                continue
-            own = _all(inside[k])
-            mixed = {x for x in own & shared if any(x not in _all(dims) for dims in between)}
-            added = next((group for group in groups if name in group), [])
-            others = [x for j, (_, x) in enumerate(tensors) if j != k]
-            factors = self._all_nonzero(x for n, x in tensors if x is not given and _floating(x) and n not in added)
-            zero = factors is None
+            added = next((group for group in rule.facts.together() if name in group), [])
+            part = _Part(node, rule, kind, given, [x for j, x in enumerate(tensors) if j != k], added, inside[k],
+                         [dims for j, dims in enumerate(inside) if j != k], outside[0], outside[1:])
+            factors = self._all_nonzero(x for n, x in part.others if x is not given and floating(x) and n not in added)
             for claim in self.claims(given):
-                free = _all(inside[k][d] for d in claim.dims)
-                if rule.facts.saturates and claim.steep > 1 or zero or claim.masked and (
-                        others or kind != "increasing") or claim.steep < TINY and added != [name]:
-                    why = why or ("saturates where its argument is scaled up" if rule.facts.saturates and claim.steep > 1 else
-                                  "maps what may be zero everywhere to equal numbers" if zero else None)
-                    continue
-                alone = claim.by and not claim.by & self._on(others)
-                grown = replace(claim, steep=self._growth(node, rule, given, claim.steep) if own <= shared else 1.0,
-                                assumes=claim.assumes | factors | self._assumed(node, rule))
-                if alone and (own - shared) | mixed <= free and all(self._tame(x) for x in others if _floating(x)):
-                    found.append(replace(grown, dims=_dims(result, free - mixed)))
-                    if mixed and kind == "increasing":
-                        found.append(replace(grown, dims=_dims(result, free), by=0))
-                elif own <= shared and not mixed and self._private(given, [(n, x) for n, x in tensors if x is not given], added):
-                    found.append(replace(grown, dims=_dims(result, free)))
-                elif own <= shared and kind in ("injective", "increasing") and not mixed and self._still(
-                        tensors, inside, k, free):
-                    found.append(replace(grown, dims=_dims(result, free), by=0))
-                elif own <= shared and mixed:
-                    kept = free & mixed if kind == "increasing" else free - mixed
-                    if self._still(tensors, inside, k, kept):
-                        said = self._kept_apart(node) if kind != "increasing" else frozenset()
-                        found.append(replace(grown, dims=_dims(result, kept), by=0, assumes=grown.assumes | said))
-                elif not own <= shared and self._spread(tensors, inside, k, free, shared):
-                    found.append(replace(grown, dims=_dims(result, free & shared), by=0))
+                stop = self._stopped(part, claim, factors)
+                why = why or stop
+                if stop is None:
+                    steep = self._growth(node, rule, given, claim.steep) if not part.summed else 1.0
+                    text = "does not saturate"
+                    assumes = claim.assumes | factors | (self._said(node, text) if rule.facts.saturates else frozenset())
+                    found += self._carried(part, replace(claim, steep=steep, assumes=assumes))
         found = [claim for claim in found if claim.dims or claim.by]
-        if found:
-            return found
-        missing = next((x for _, x in tensors if _floating(x) and not self.claims(x)), None)
-        if why is None and missing is not None and len(tensors) == 1:
+        missing = next((x for _, x in tensors if floating(x) and not self.claims(x)), None)
+        if not found and why is None and missing is not None and len(tensors) == 1:
             return self._pass(node, missing)
-        return self._nothing(node, why or "puts together numbers that hang together")
+        return found or self._nothing(node, why or "puts together numbers that hang together")
 
-    def _private(self, given: fx.Node, others: list[tuple[str, fx.Node]], added: list[str]) -> bool:
+    def _stopped(self, part: "_Part", claim: Claim, factors: frozenset[str] | None) -> str | None:
+        """Why a claim ends at an op, whatever the rest is. `factors`: on what it rests that no other argument is zero."""
+        if coarseness(part.node) > coarseness(part.given):
+            return "rounds to fewer bits"
+        if factors is None:
+            return "maps what may be zero everywhere to equal numbers"
+        if part.rule.facts.saturates and claim.steep > 1:
+            return "saturates where its argument is scaled up"
+        if claim.masked and (part.others or part.kind != "increasing"):
+            return "changes numbers of which some are masked"
+        if claim.steep < TINY and len(part.added) != 1:
+            return "adds to what has been scaled down"
+        return None
+
+    def _carried(self, part: "_Part", claim: Claim) -> list[Claim]:
+        """What a claim about an argument says of the result."""
+        free = letters_of(part.own[d] for d in claim.dims)
+        alone = claim.by and not claim.by & self._on(x for _, x in part.others)
+        if alone and part.summed | part.mixed <= free and all(self._tame(x) for _, x in part.others if floating(x)):
+            merely = [part.claim(claim, free, by=0)] if part.mixed and part.kind == "increasing" else []
+            return [part.claim(claim, free - part.mixed), *merely]
+        if part.summed:
+            return [part.claim(claim, free - part.summed, by=0)] if self._spread(part, free) else []
+        if part.mixed:
+            kept = free & part.mixed if part.kind == "increasing" else free - part.mixed
+            said = frozenset() if part.kind == "increasing" else self._said(part.node, "keeps rows apart that differ")
+            return [part.claim(claim, kept, by=0, assumes=claim.assumes | said)] if part.still(kept) else []
+        if self._beside(part):
+            return [part.claim(claim, free)]
+        if part.kind in ("injective", "increasing") and part.still(free):
+            return [part.claim(claim, free, by=0)]
+        return []
+
+    def _beside(self, part: "_Part") -> bool:
         """Whether all other arguments are added, and scale with leaves on which this one does not depend: then they leave
         it as it is, or change it by what varies of its own."""
-        return bool(others) and all(name in added and any(not bits & self.depends[given] for bits in self.scaled[x])
+        others = [(name, x) for name, x in part.others if x is not part.given]
+        return bool(others) and all(name in part.added and any(not bits & self.depends[part.given] for bits in self.scaled[x])
                                     for name, x in others)
 
-    def _still(self, tensors, inside, k: int, free) -> bool:
-        """Whether the other arguments are the same for all numbers of a claim."""
-        return all(not _all(dims) & free for j, dims in enumerate(inside) if j != k)
-
-    def _spread(self, tensors, inside, k: int, free, shared) -> bool:
+    def _spread(self, part: "_Part", free: frozenset[str]) -> bool:
         """Whether rows that differ are mapped to numbers that differ: by an argument that varies freely along all that
         is summed over, whatever the rows are."""
-        summed = _all(inside[k]) - shared
-        maps = [j for j, dims in enumerate(inside) if j != k and _all(dims) & summed]
-        if len(maps) != 1 or not self._still(tensors, inside, k, free):
+        maps = [j for j, dims in enumerate(part.along) if letters_of(dims) & part.summed]
+        if len(maps) != 1 or not part.still(free - part.summed):
             return False
         (j,) = maps
-        rest = self._on(x for i, (_, x) in enumerate(tensors) if i != j)
-        return any(c.by and not c.by & rest and summed <= _all(inside[j][d] for d in c.dims)
-                   for c in self.claims(tensors[j][1]))
+        rest = self._on([part.given, *(x for i, (_, x) in enumerate(part.others) if i != j)])
+        return any(c.by and not c.by & rest and part.summed <= letters_of(part.along[j][d] for d in c.dims)
+                   for c in self.claims(part.others[j][1]))
 
-    def _tame(self, node: fx.Node) -> bool:
-        """Whether a node's numbers are finite and no masks, as far as is known."""
-        if self._leaf(node):
-            return True
-        constant = self._constant(self._made(node)[0])
-        if constant is not None:
-            return bool((constant.abs() < -LOWEST).all())
-        return self.nonzero[node] is not None or bool(self.scaled[node])
-
-    def _assumed(self, node: fx.Node, rule: Rule) -> frozenset[str]:
+    def _said(self, node: fx.Node, text: str) -> frozenset[str]:
         made = self._made(node)[0]
-        return frozenset({f"{_name(made)} does not saturate ({self.calls[made].why})"} if rule.facts.saturates else ())
-
-    def _kept_apart(self, node: fx.Node) -> frozenset[str]:
-        made = self._made(node)[0]
-        return frozenset({f"{_name(made)} keeps rows apart that differ ({self.calls[made].why})"})
-
-    def _growth(self, node: fx.Node, rule: Rule, given: fx.Node, steep: float) -> float:
-        """How much is scaled up after an op that acts on each element: by its slope between 0 and 100, other tensors being 1."""
-        made = self._made(node)[0]
-
-        def at(number: float) -> float:
-            def one(x: fx.Node) -> torch.Tensor:
-                constant = self._constant(x)
-                largest = 1.0 if constant is None or not constant.numel() else float(constant.abs().max())
-                return torch.full((1,) * len(x.meta["val"].shape), number if x is given else largest, dtype=torch.float64)
-            args, kwargs = fx.node.map_arg((made.args, made.kwargs), one)
-            result = made.target(*args, **{n: x for n, x in kwargs.items() if n != "device"})
-            return float(pytree.tree_leaves(result)[0].reshape(-1)[0])
-        try:
-            if rule.facts.saturates:
-                return 1.0 if abs(at(100.0)) <= 1 else math.inf
-            return steep * abs(at(100.0) - at(0.0)) / 100
-        except (RuntimeError, TypeError, IndexError, ValueError):
-            return math.inf
+        return frozenset({f"{name_of(made)} {text} ({self.calls[made].why})"})
 
 
-def _plain(arguments: Mapping) -> dict:
-    """Arguments by name, tensors as None."""
-    return {name: None if isinstance(x, fx.Node) else x for name, x in arguments.items()}
+@dataclass(frozen=True)
+class _Part:
+    """One argument of an op whose rule is a text. `own`, `along`, `result`, `between`: the letters of the dimensions of the
+    argument, of the others, of the result, of intermediates; `added`: the names of what is added to it."""
 
+    node: fx.Node
+    rule: Rule
+    kind: Distinctness
+    given: fx.Node
+    others: list[tuple[str, fx.Node]]
+    added: list[str]
+    own: list[frozenset[str]]
+    along: list[list[frozenset[str]]]
+    result: list[frozenset[str]]
+    between: list[list[frozenset[str]]]
 
-def math_or(bits: Iterable[int]) -> int:
-    result = 0
-    for some in bits:
-        result |= some
-    return result
+    @cached_property
+    def summed(self) -> frozenset[str]:
+        """The letters that the result does not have."""
+        return letters_of(self.own) - letters_of(self.result)
 
+    @cached_property
+    def mixed(self) -> frozenset[str]:
+        """The letters whose places meet on the way, as in softmax: some intermediate lacks them."""
+        shared = letters_of(self.own) & letters_of(self.result)
+        return frozenset(x for x in shared if any(x not in letters_of(dims) for dims in self.between))
 
-def _all(dims: Iterable[frozenset[str]]) -> frozenset[str]:
-    return frozenset().union(*dims)
+    def still(self, free: frozenset[str]) -> bool:
+        """Whether the other arguments are the same for all numbers of a claim."""
+        return not any(letters_of(dims) & free for dims in self.along)
 
-
-def _dims(result: Sequence[frozenset[str]], free) -> frozenset[int]:
-    """The dimensions of a result that are made of free letters."""
-    return frozenset(d for d, own in enumerate(result) if own and own <= free)
-
-
-def _kept(sources: torch.Tensor, parts: list[fx.Node], dims: list[frozenset[int]]) -> frozenset[int]:
-    """The dimensions of a result along which numbers come from different places of a part, all along that part's dims."""
-    lines, part_of, start = [], [], 0
-    for k, (part, free) in enumerate(zip(parts, dims)):
-        shape = part.meta["val"].shape
-        places = torch.arange(start, start + math.prod(shape)).reshape(shape)
-        for d in free:
-            places = places.narrow(d, 0, 1).expand(shape) if shape[d] else places
-        lines.append(places.reshape(-1))
-        part_of.append(torch.full((math.prod(shape),), k))
-        start += math.prod(shape)
-    line, owner = torch.cat(lines)[sources], torch.cat(part_of)[sources]
-
-    def together(d: int) -> bool:
-        far = start + 1
-        return all(bool(((torch.where(owner == k, line, -1).amax(d) <= torch.where(owner == k, line, far).amin(d))).all())
-                   for k in range(len(parts)))
-
-    kept = [d for d in range(sources.dim()) if sources.shape[d] > 1 and together(d) and not _repeats(sources, [d])]
-    return frozenset() if _repeats(sources, kept) else frozenset(kept)
-
-
-def _repeats(places: torch.Tensor, dims: list[int]) -> bool:
-    """Whether some place stands twice along these dimensions."""
-    rows = places.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)) if dims else places[..., None]
-    rows = rows.sort(-1).values
-    return bool((rows[..., 1:] == rows[..., :-1]).any())
-
-
-def _floating(node: fx.Node) -> bool:
-    val = node.meta.get("val")
-    return isinstance(val, torch.Tensor) and val.is_floating_point()
-
-
-def _bits(node: fx.Node) -> float:
-    """How far apart a node's numbers are: the fewer bits, the more."""
-    val = node.meta["val"]
-    return torch.finfo(val.dtype).eps if val.is_floating_point() else math.inf
-
-
-def _name(node: fx.Node) -> str:
-    """The op of a call, without namespace and overload."""
-    return str(node.target).removeprefix("aten.").split(".")[0]
+    def claim(self, claim: Claim, free: frozenset[str], **more) -> Claim:
+        """The claim along the dimensions of the result that are made of free letters."""
+        dims = frozenset(d for d, own in enumerate(self.result) if own and own <= free)
+        return replace(claim, dims=dims, **more)

@@ -3,8 +3,8 @@
 from . import (attention, choosing, contractions, draws, indexing, linear_algebra, norms, pointwise,  # noqa: F401  (register)
                recurrent, sparse, spatial, views)
 from .call import Call, Unordered
-from .facts import Facts
+from .facts import Distinctness, Facts
 from .rule import RULES, Rule, Uncovered, rearrangement, rule
 from .text import letters
 
-__all__ = ["RULES", "Call", "Facts", "Rule", "Uncovered", "Unordered", "letters", "rearrangement", "rule"]
+__all__ = ["RULES", "Call", "Distinctness", "Facts", "Rule", "Uncovered", "Unordered", "letters", "rearrangement", "rule"]

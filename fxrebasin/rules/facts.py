@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Distinct = Literal[False, True, "injective", "increasing"]
+Distinctness = Literal[False, True, "injective", "increasing"]
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Facts:
                none of them twice, and which ones depends on the numbers. "joined": those of all arguments, once.
     """
 
-    distinct: Distinct | Callable[[Mapping[str, Any]], Distinct] = False
+    distinct: Distinctness | Callable[[Mapping[str, Any]], Distinctness] = False
     through: str = ""
     saturates: bool = False
     positive: Literal[False, True, "kept"] = False
     scales: str = ""
     moves: Literal[False, True, "chosen", "joined"] = False
 
-    def distinct_for(self, arguments: Mapping[str, Any]) -> Distinct:
+    def distinct_for(self, arguments: Mapping[str, Any]) -> Distinctness:
         """`distinct`, for a call with these arguments by name, tensors as None."""
         return self.distinct(arguments) if callable(self.distinct) else self.distinct
 
