@@ -122,7 +122,9 @@ def loaded(folder: Path) -> tuple[Callable[[], dict[str, torch.Tensor]], nn.Modu
     with quiet():
         blank, inputs = load_model(str(folder), ())
         module = type(blank).from_pretrained(folder, dtype=torch.float32).eval()
-    module.config.use_cache = False  # keys and values that are handed out are permuted, as they should be
+    for part in module.modules():  # keys and values that are handed out are permuted, as they should be
+        if hasattr(getattr(part, "config", None), "use_cache"):
+            part.config.use_cache = False
     generator = torch.Generator().manual_seed(0)
     inputs = {key: torch.randn(x.shape, generator=generator) if x.is_floating_point() else x for key, x in inputs.items()}
     with torch.no_grad():

@@ -7,6 +7,7 @@ element (h, u) is old element (P[h], Q[h, u]). Hence (a @ b): Q[h, u] = b.Q[a.P[
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -30,10 +31,11 @@ class Alignment:
 
     objective  cosine similarity of pi(source) and target over all permutable tensors, if made by `match`, else None
     method     the name of the method that made it, if any
+    source, target  fingerprints (see `fingerprint`) of the states that it was matched from and to, if any
     """
 
     def __init__(self, spec: Spec, permutations: Mapping[str, np.ndarray], *, objective: float | None = None,
-                 method: str | None = None):
+                 method: str | None = None, source: str | None = None, target: str | None = None):
         if set(permutations) != set(spec.groups):
             odd = sorted(set(permutations) ^ set(spec.groups))
             raise SpecError(f"an alignment needs a permutation for every group and no other: {odd[0]!r} does not fit")
@@ -50,6 +52,8 @@ class Alignment:
         self.permutations: Mapping[str, np.ndarray] = MappingProxyType(fixed)
         self.objective = objective
         self.method = method
+        self.source = source
+        self.target = target
 
     # ------------------------------------------------------------------------------------------------------- applying
 
@@ -151,7 +155,8 @@ class Alignment:
 
     def of(self, spec: Spec) -> "Alignment":
         """The same permutations for another spec that has the same groups."""
-        return Alignment(spec, self.permutations, objective=self.objective, method=self.method)
+        return Alignment(spec, self.permutations, objective=self.objective, method=self.method, source=self.source,
+                         target=self.target)
 
     def inverse(self) -> "Alignment":
         """The alignment that undoes this one."""
@@ -160,7 +165,7 @@ class Alignment:
             frame, own = self._of_group(group)
             undone[group.name] = np.empty_like(own)
             undone[group.name][tuple(frame) + (own,)] = np.arange(group.size)
-        return Alignment(self.spec, undone)
+        return Alignment(self.spec, undone, source=self.target, target=self.source)
 
     def __matmul__(self, other: "Alignment") -> "Alignment":
         """(a @ b).apply(state) == a.apply(b.apply(state))."""
@@ -172,7 +177,7 @@ class Alignment:
         for group in self.spec.groups.values():
             frame, own = self._of_group(group)
             composed[group.name] = other.permutations[group.name][tuple(frame) + (own,)]
-        return Alignment(self.spec, composed)
+        return Alignment(self.spec, composed, source=other.source, target=self.target)
 
     def __eq__(self, other) -> bool:
         return (isinstance(other, Alignment) and self.spec == other.spec
@@ -197,8 +202,9 @@ class Alignment:
         names = list(self.permutations)
         tensors = {f"group.{k}": self.permutations[name].astype(np.int32) for k, name in enumerate(names)}
         metadata = {"format": FORMAT, "spec": self.spec.to_json(), "method": self.method or "",
-                    "objective": "" if self.objective is None else repr(self.objective)}
-        content = save(tensors, metadata=metadata)
+                    "objective": "" if self.objective is None else repr(self.objective),
+                    "source": self.source or "", "target": self.target or ""}
+        content = _in_one_order(save(tensors, metadata=metadata))
         with whole(path) as draft:
             draft.write_bytes(content)
 
@@ -215,10 +221,21 @@ class Alignment:
                     raise SpecError(f"its groups and its tensors disagree on {odd[0]!r}")
                 arrays = {name: file.get_tensor(f"group.{k}") for k, name in enumerate(spec.groups)}
             objective = float(metadata["objective"]) if metadata.get("objective") else None
-            return cls(spec, arrays, objective=objective, method=metadata.get("method") or None)
+            return cls(spec, arrays, objective=objective, method=metadata.get("method") or None,
+                       source=metadata.get("source") or None, target=metadata.get("target") or None)
         except (SafetensorError, SpecError, KeyError, ValueError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"cannot read the alignment {path}: {reason}: is it complete and an alignment?") from None
+
+
+def _in_one_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in one order, so that equal alignments are equal files."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
+    return len(text).to_bytes(8, "little") + text + content[8 + size:]
 
 
 def _separable(block: Block, target: list[np.ndarray], source: list[np.ndarray]) -> list[np.ndarray] | None:

@@ -16,6 +16,7 @@ import torch
 
 from ..alignment import Alignment
 from ..errors import FxrebasinError, SpecError
+from ..fingerprint import fingerprint
 from ..spec import Spec
 from ..spec.fitting import fitted
 from .many import match_many, merge
@@ -65,6 +66,7 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
         raise FxrebasinError(f"unknown objective {objective!r}: choose one of {', '.join(OBJECTIVES)}")
     source, target = fitted(spec, source, "the source")[0], fitted(spec, target, "the target")[0]
     infinite = spec.check_together({"the source": source, "the target": target})
+    ends = {"source": fingerprint(spec, source), "target": fingerprint(spec, target)}
     source, target = spec.stacked(source), spec.stacked(target)
     ready = prepared(flattened(spec) if chosen.flat else spec, source, target, infinite)
 
@@ -72,7 +74,7 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
         return Problem(spec, ready.source, ready.target, dtype, objective)
 
     def result() -> Alignment:
-        return ready.alignment(problem.alignment, objective=ready.cosine(problem, problem_of), method=method)
+        return ready.alignment(problem.alignment, objective=ready.cosine(problem, problem_of), method=method, **ends)
 
     problem = problem_of(ready.spec)
     keeps = checkpoint is not None and chosen.inputs

@@ -124,6 +124,9 @@ class Fitted(Mapping[str, torch.Tensor]):
         yield from self.fit.of
         yield from self.fit.ties
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.fit.of or name in self.fit.ties
+
     def __len__(self) -> int:
         return len(self.fit.of) + len(self.fit.ties)
 

@@ -4,6 +4,8 @@ To be read in this order:
 
     task_vector    what the fine-tuning changed, and target + alpha * pi(of it)
     arithmetic     several task vectors with weights, and an alpha for each tensor
+    mismatched     tensors whose shape the fine-tuning changed
+    pair           whether the states are those that the alignment is for
     by_part        the same for states that are too large to be held
     adapter        what a LoRA adds to a state, and merging it
     carry_adapter  the adapter of the target, of the same rank

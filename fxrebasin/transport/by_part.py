@@ -11,6 +11,8 @@ from ..alignment import Alignment
 from ..parts import Parts, still
 from ..statistics import statistics_of
 from .arithmetic import Alphas
+from .mismatched import mismatched_names, modules_of
+from .pair import check_pair
 from .task_vector import State, transport
 
 LARGE = 1 << 23  # numbers; of larger tensors the sum is formed in slabs of so many, to need no wide copy of the whole
@@ -22,16 +24,18 @@ def transported(base: State, finetuned: State, target: State, alignment: Alignme
     for each tensor."""
     alphas = alpha if isinstance(alpha, Alphas) else Alphas(alpha)
     alphas.check(list(alignment.spec.names))
+    check_pair(alignment, base, finetuned, target, force=options.get("force", False))
     parts = Parts(alignment)
-    together = {parts.part_of[name] for name in statistics_of(alignment.spec)}  # means are told in deviations
-    if together:
-        states = [{k: t for part in together for k, t in parts.take(part, state).items()}
+    sets = _together(parts, base, finetuned, options.get("mismatched", "error"))
+    for some in sets:
+        states = [{k: t for part in some for k, t in parts.take(part, state).items()}
                   for state in (base, finetuned, target)]
         for alpha in {alphas.of(name) for name in states[0]}:
-            moved = transport(*states, parts.alignment(*together), alpha, **options)
+            moved = transport(*states, parts.alignment(*some), alpha, **options)
             yield from ((name, tensor) for name, tensor in moved.items() if alphas.of(name) == alpha)
+    done = {part for some in sets for part in some}
     for part, names in parts.names.items():
-        if part in together:
+        if part in done:
             continue
         own = {**options, "alpha": alphas.of_all(names)}
         if not parts.sizes[part] and len(names) == 1 and torch.Size(alignment.spec.names[part]).numel() > LARGE:
@@ -42,6 +46,16 @@ def transported(base: State, finetuned: State, target: State, alignment: Alignme
     rest = ({name: state[name] for name in alignment.spec.passed if name in state}
             for state in (base, finetuned, target))
     yield from transport(*rest, parts.rest(), alphas.default, **options).items()
+
+
+def _together(parts: Parts, base: State, finetuned: State, mismatched: str) -> list[tuple[str, ...]]:
+    """Parts that must be at hand together: means are told in deviations, and a module is new as a whole."""
+    spec = parts.spec
+    names = [list(statistics_of(spec))]
+    if mismatched != "error":
+        names += modules_of(mismatched_names(spec, base, finetuned, mismatched)).values()
+    sets = [tuple(dict.fromkeys(parts.part_of[name] for name in some)) for some in names]
+    return [some for some in sets if some]
 
 
 def _in_slabs(part: str, parts: Parts, base: State, finetuned: State, target: State, options: dict[str, Any]) -> Tensor:

@@ -21,12 +21,10 @@ from ..spec.fitting import fitted, undone
 from ..spec.roles import BUFFER, PARAMETER, kind
 from ..spec.stacks import tied
 from ..statistics import WAYS, arrived, changes, statistics_of
+from .mismatched import carried_whole, mismatched_names, resized_names
+from .pair import TransportNote, check_pair
 
 State = Mapping[str, torch.Tensor]
-
-
-class TransportNote(UserWarning):
-    """Something about what was carried that its user should know."""
 
 
 def task_vector(base: State, finetuned: State) -> dict[str, torch.Tensor]:
@@ -54,7 +52,8 @@ def difference(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 def transport(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float | str = 1.0, *,
               statistics: str = "ratio", dtype: torch.dtype | None = None, model: nn.Module | None = None,
-              inputs: Any = None, keep: Any = None) -> dict[str, torch.Tensor]:
+              inputs: Any = None, keep: Any = None, mismatched: str = "error",
+              force: bool = False) -> dict[str, torch.Tensor]:
     """A new state: target + alpha * pi(finetuned - base), for the alignment pi of base onto target.
 
     base, finetuned, target  states of one architecture
@@ -65,6 +64,9 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
     dtype       of the floating-point tensors that come out; by default each has the target's
     model, inputs, keep  with unlabelled inputs of the task the result is fitted to them, as `calibrate` says; `keep`
                 are inputs on which the target is to stay as it is
+    mismatched  what to do about tensors whose shape the fine-tuning changed. "error": refuse them; "finetuned": carry
+                what is new whole (see `mismatched`); "target": keep the target's
+    force       carry although the alignment was matched from another base
 
     States whose names are not quite the model's are fitted (see `spec.fitting`), with a warning.
     Keys and devices are the target's; integers, fixed buffers and extra state are taken from it. The sum is formed in
@@ -84,19 +86,27 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
     given = target
     base, finetuned = fitted(spec, base, "the base")[0], fitted(spec, finetuned, "the fine-tuned state")[0]
     target, fit = fitted(spec, target, "the target")
+    odd = mismatched_names(spec, base, finetuned, mismatched)
+    new = {name: finetuned[name] for name in odd}
+    resized = resized_names(base, new, odd)
+    finetuned = {**finetuned, **{name: base[name] for name in odd}} if odd else finetuned
     spec.check_together({"the base": base, "the fine-tuned state": finetuned, "the target": target})
     if isinstance(alpha, str) or not torch.isfinite(torch.tensor(float(alpha))):
         raise StateError(f"alpha is {alpha}: give a finite number" + ', or "auto"' * isinstance(alpha, str))
+    check_pair(alignment, base, finetuned, target, force=force)
     vector = task_vector({name: base[name] for name in spec.names}, finetuned)
     carried = alignment.carry(vector | changes(spec, base, finetuned))
     told = arrived(spec, target, carried, alpha) if statistics == "ratio" else dict.fromkeys(statistics_of(spec))
-    untied = _untied(spec, base, finetuned)
+    untied = _untied(spec, base, {**finetuned, **new})
     result: dict[str, torch.Tensor] = {}
     done: dict[tuple, torch.Tensor] = {}
     for name, tensor in target.items():
         same = name if name in untied else spec.ties.get(name, name), tensor.data_ptr()
         if same not in done:
-            if name in told:
+            if name in new:
+                total = None if mismatched == "target" else carried_whole(
+                    alignment, name, base[name], new[name], tensor, alpha, name in resized)
+            elif name in told:
                 total = told[name]
             elif name in carried:
                 total = _sum(tensor, carried[name], alpha)
@@ -144,7 +154,8 @@ def narrowed(name: str, total: torch.Tensor, like: torch.Tensor, dtype: torch.dt
     """A sum in the dtype asked for, or that of `like`. Raises StateError if it leaves the range."""
     to = like.dtype if dtype is None or not (like.is_floating_point() or like.is_complex()) else dtype
     to = to.to_complex() if total.is_complex() else to
-    overflow = leaves_range(total, to) or bool((infinities(total) != infinities(like)).any())
+    overflow = leaves_range(total, to) or total.shape == like.shape and bool(
+        (infinities(total) != infinities(like)).any())
     if total.device.type != "meta" and overflow:
         raise StateError(f"{name!r}: the sum leaves the range of {to}: give dtype=torch.float32, or a smaller alpha")
     return total.to(to)
