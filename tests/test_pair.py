@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import fxrebasin as fxr
+from fxrebasin.checkpoint import load_state, save_state
+from fxrebasin.cli.entry import run
 from fxrebasin.fingerprint import OTHER, distance, fingerprint, numbers_of, sample
 from fxrebasin.transport import TransportNote, transported
 
@@ -156,3 +158,39 @@ def test_the_target_may_keep_its_own():
 def test_other_shapes_are_refused(fine, how, message):
     with pytest.raises(fxr.FxrebasinError, match=message):
         fxr.transport(A, fine, B, PI, mismatched=how)
+
+
+# == on the command line =====================================================================================
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, state in {"a": A, "f": F, "b": B, "c": state_of(5), "head": with_head(9), "words": with_vocabulary(15)}.items():
+        save_state(state, f"{name}.safetensors")
+    PI.save("pi.safetensors")
+    return lambda *names: ["transport", *(f"{name}.safetensors" for name in names), "--alignment", "pi.safetensors", "-o",
+                           "out.safetensors"]
+
+
+@pytest.mark.parametrize("which, how, expected", [("head", "finetuned", "finetuned"), ("words", "finetuned", "finetuned"),
+                                                  ("head", "target", "target")])
+def test_mismatched_on_the_command_line(files, capsys, which, how, expected):
+    assert run(files("a", which, "b")) == 2
+    assert "give mismatched=\"finetuned\" (--mismatched finetuned)" in capsys.readouterr().err
+    assert run([*files("a", which, "b"), "--mismatched", how]) == 0
+    found = load_state("out.safetensors")
+    fine = load_state(f"{which}.safetensors")
+    wanted = fxr.transport(A, fine, B, PI, mismatched=expected)
+    assert found.keys() == wanted.keys() and all(torch.equal(found[k], v) for k, v in wanted.items())
+    assert ("is written with the shape" in capsys.readouterr().err) == (how == "finetuned")
+
+
+def test_force_on_the_command_line(files, capsys):
+    assert run(files("c", "f", "b")) == 2
+    assert "not the state that the alignment was matched from" in capsys.readouterr().err
+    assert not os.path.exists("out.safetensors")
+    assert run([*files("c", "f", "b"), "--force"]) == 0
+    assert "note: the base is not the state" in capsys.readouterr().err
+    assert run(files("b", "f", "a")) == 2 and "are BASE and TARGET swapped" in capsys.readouterr().err
+    assert run(files("f", "a", "b")) == 2 and "are BASE and FINETUNED swapped" in capsys.readouterr().err

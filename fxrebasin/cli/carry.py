@@ -14,8 +14,10 @@ from ..checkpoint import is_adapter, load_adapter, plan, save_adapter, writing
 from ..errors import SpecError
 from ..parts import Parts, applied
 from ..spec import Spec
-from ..spec.stacks import tied
+from ..statistics import WAYS as STATISTICS
 from ..transport import Adapter, Alphas, Merged, WeightedSum, transport_adapter, transported
+from ..transport.mismatched import WAYS as MISMATCHED
+from .changed import changed_by
 from .command import commands, find
 from .file import Checkpoint, card, claim, opened, read
 from .fitting import fitted, fitted_adapter, refuse_fitting
@@ -82,6 +84,12 @@ def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Checkpoint, ou
 @click.option("--alignment", "given", type=click.Path(), metavar="FILE",
               help="Use this alignment of BASE onto TARGET instead of matching. MODEL can be left out then; "
                    "if it is given, the alignment must be one of its symmetries.")
+@click.option("--mismatched", type=click.Choice(MISMATCHED), default="error", show_default=True,
+              help="Tensors whose shape FINETUNED changed. finetuned: a new head is carried whole, a resized vocabulary "
+                   "with its new rows; target: TARGET's stay.")
+@click.option("--statistics", type=click.Choice(STATISTICS), default="ratio", show_default=True,
+              help="Running means and variances: carried in units of their own, or those of TARGET.")
+@click.option("--force", is_flag=True, help="Carry although the alignment was matched from another base than BASE.")
 @click.option("--full", is_flag=True,
               help="FINETUNED is an adapter: write TARGET with it merged in, instead of an adapter for TARGET.")
 @input_option
@@ -90,7 +98,8 @@ def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Checkpoint, ou
 @json_option
 @click.pass_context
 def transport_command(context: click.Context, paths: tuple[str, ...], output: str, alphas: tuple[Any, ...],
-                      taus: tuple[tuple[str, float], ...], samples: str | None, keep: str | None, given: str | None, full: bool, inputs: tuple[str, ...],
+                      taus: tuple[tuple[str, float], ...], samples: str | None, keep: str | None, given: str | None,
+                      mismatched: str, statistics: str, force: bool, full: bool, inputs: tuple[str, ...],
                       ignore_extra: bool, as_json: bool, **how: Any) -> None:
     """Carry a fine-tuning over: TARGET + alpha * pi(FINETUNED - BASE), stored as TARGET is.
 
@@ -126,12 +135,13 @@ def transport_command(context: click.Context, paths: tuple[str, ...], output: st
                            ignore_extra, section)
         data |= more
     elif taus:
-        _carry_sum(alignment, base, taus, target, output, alpha, ignore_extra, section, model)
+        _carry_sum(alignment, base, taus, target, output, alpha, ignore_extra, section, model, force)
     elif adapter:
         _carry_adapter(alignment, base, finetuned, target, output, alpha, full, ignore_extra, section, model)
     else:
-        with opened(alignment, (base, finetuned, target), ignore_extra, model) as (alignment, stored):
-            write("transport", transported(*stored, alignment, alpha), stored[2], output, section, _untied(*stored))
+        with opened(alignment, (base, finetuned, target), ignore_extra, model, mismatched) as (alignment, stored):
+            carried = transported(*stored, alignment, alpha, statistics=statistics, mismatched=mismatched, force=force)
+            write("transport", carried, stored[2], output, section, changed_by(alignment.spec, *stored, mismatched))
     answer(data, f"{text}; {said}; written: {output}", as_json)
 
 
@@ -159,15 +169,8 @@ def _fit_adapter(model: str, inputs: tuple[str, ...], alignment: Alignment, path
     return data, text
 
 
-def _untied(base: Checkpoint, finetuned: Checkpoint, target: Checkpoint) -> dict[str, Tensor]:
-    """Tensors that the target's file leaves out, since they are tied, and one of the other two has apart."""
-    apart = [alias for alias, name in target.fit.ties.items() for state in (base, finetuned)
-             if alias not in state.fit.ties and name not in state.fit.ties and not tied(state[alias], state[name])]
-    return {target.fit.file_of(alias): finetuned[alias].to("meta") for alias in apart}
-
-
 def _carry_sum(alignment: Alignment, base: str, taus: tuple[tuple[str, float], ...], target: str, output: str,
-               alpha: float | Alphas, ignore_extra: bool, section: str, model: str | None) -> None:
+               alpha: float | Alphas, ignore_extra: bool, section: str, model: str | None, force: bool) -> None:
     """Several fine-tunings, checkpoints and adapters alike, as one."""
     files = [path for path, _ in taus if not is_adapter(path)]
     with opened(alignment, (base, target, *files), ignore_extra, model) as (alignment, (old, new, *states)):
@@ -176,7 +179,7 @@ def _carry_sum(alignment: Alignment, base: str, taus: tuple[tuple[str, float], .
             if path not in tuned:
                 tuned[path] = Merged(old, Adapter(*load_adapter(path)), Parts(alignment))
         total = WeightedSum(old, [tuned[path] for path, _ in taus], [weight for _, weight in taus])
-        write("transport", transported(old, total, new, alignment, alpha), new, output, section)
+        write("transport", transported(old, total, new, alignment, alpha, force=force), new, output, section)
 
 
 def _alignment(model: str | None, base: str, target: str, given: str | None, inputs: tuple[str, ...],

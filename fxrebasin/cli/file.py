@@ -19,6 +19,7 @@ from ..draft import check_place, whole
 from ..errors import CheckpointError, StateError
 from ..spec import Spec
 from ..spec.fitting import Fit, Fitted, fit
+from ..transport.mismatched import mismatched_names
 from .model import conversions_of
 from .speech import note, some
 
@@ -72,9 +73,11 @@ def with_extra(spec: Spec, fits: Mapping[str, Fit], states: Mapping[str, Collect
 
 @contextlib.contextmanager
 def opened(alignment: Alignment, paths: Sequence[str], ignore_extra: bool,
-           model: str | None = None) -> Iterator[tuple[Alignment, list[Checkpoint]]]:
+           model: str | None = None, mismatched: str | None = None) -> Iterator[tuple[Alignment, list[Checkpoint]]]:
     """Checkpoints under the names of MODEL, of which tensors are read when they are asked for, and the alignment
     for them.
+
+    mismatched  what to do where the second has other shapes than the first
 
     Names and shapes are looked at here. Raises CheckpointError, or StateError where they do not fit.
     """
@@ -84,6 +87,9 @@ def opened(alignment: Alignment, paths: Sequence[str], ignore_extra: bool,
         fits = {path: fitted(alignment.spec, path, blank[path], model) for path in stored}
         own = {path: dict(Fitted(fits[path], blank[path])) for path in stored}
         spec = with_extra(alignment.spec, fits, own, ignore_extra)
+        if mismatched is not None:
+            old, new = (own[path] for path in paths[:2])
+            own[paths[1]] = new | {name: old[name] for name in mismatched_names(spec, old, new, mismatched)}
         for path, state in own.items():
             spec.check(state, path)
         yield (alignment if spec is alignment.spec else alignment.of(spec),
