@@ -189,6 +189,30 @@ def test_what_is_chosen_seldom_gets_more_draws():
             fxr.verify(program, x, Spoiled.of(spec.random(k), "down", 0, k, 63 - k), state=state)
 
 
+def test_several_runs_are_verified_together():
+    """Each run takes a branch of its own, and an alignment that breaks one of them is refused."""
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = nn.Linear(5, 12), nn.Linear(12, 4), nn.Linear(12, 4)
+
+        def forward(self, x):
+            h = self.a(x).relu()
+            return self.b(h) if x.ndim == 2 else self.c(h)
+
+    module, runs = Branches().eval(), [X, X[None].repeat(2, 1, 1)]
+    spec = fxr.infer(module, runs)
+    evidence = fxr.verify(module, runs, spec.random(0))
+    assert len(evidence.outputs) == 2 and [run.precision for run in evidence.runs].count("own") == 1
+    for tensor in ("b.weight", "c.weight"):
+        with pytest.raises(fxr.NotEquivalentError) as caught:
+            fxr.verify(module, runs, Spoiled.of(spec.random(0), tensor, 1, 0, 1))
+        assert caught.value.evidence.sites == ((tensor, 1),)
+    program, state = fxr.capture(module, X), module.state_dict()
+    assert fxr.verify(program, X, Spoiled.of(spec.random(0), "c.weight", 1, 0, 1), state=state).equivalent
+
+
 def test_nothing_seen_is_no_evidence():
     module = Inside(lambda m, x: m(x) * float("nan"))
     alignment = fxr.infer(module, X).random(0)
@@ -214,7 +238,7 @@ def test_the_module_must_be_what_was_captured(monkeypatch):
 
     plain = Adds().eval()
     program, alignment = fxr.capture(plain, X), fxr.infer(plain, X).random(0)
-    monkeypatch.setattr(front, "capture", lambda *_: program)
+    monkeypatch.setattr(front, "captured", lambda *_: (program, {"x": X}, []))
     assert fxr.verify(plain, X, alignment).equivalent
     with pytest.raises(fxr.CaptureError, match="Adds is not what was captured: output 'output' differs by") as caught:
         fxr.verify(Adds(lambda m: m[0].bias[0]), X, alignment)

@@ -119,7 +119,7 @@ class Trial:
             return {path: gap_between(before, results[path], limits[path])
                     for path, before in _results(self.before).items() if path in results}
         return {path: gap_between(moved(path, before), after.outputs[path], moved(path, limits[path]))
-                for path, before in self.before.outputs.items()}
+                for path, before in self.before.outputs.items() if path in after.outputs}
 
 
 def _results(outcome: Outcome) -> dict[str, Tensor]:

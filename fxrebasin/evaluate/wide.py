@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from ..capture import Program, Source, default_dtype
@@ -108,7 +109,7 @@ class Wide(fx.Interpreter):
             return self._as_captured(node, args, kwargs)
         function = INSTEAD.get(overload(node), node.target)
         try:
-            return function(*pytree.tree_map(self._setting, args), **pytree.tree_map(self._setting, kwargs))
+            return function(*map_aggregate(args, self._setting), **map_aggregate(kwargs, self._setting))
         except (RuntimeError, NotImplementedError) as error:
             try:
                 return self._as_captured(node, args, kwargs)

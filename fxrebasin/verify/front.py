@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from ..alignment import Alignment
-from ..capture import Program, capture
+from ..capture import Program, multiplications, path_in_run
 from ..errors import CaptureError, NotEquivalentError, StateError
 from ..evaluate import Comparison, Outcome, Trial, draw_inputs, draw_state, given_inputs
-from ..evaluate.ops import base_name, compares
+from ..evaluate.ops import compares
+from ..infer.runs import captured, inputs_in
 from ..rewrite import beside, mapped
 from .blame import Blame, blame
 from .evidence import TOLERANCE, Evidence, Run, place
@@ -56,12 +57,16 @@ def verify(model: nn.Module | ExportedProgram | Program, example_inputs: Any, al
         state = model.state_dict if isinstance(model, ExportedProgram) else None
     own = dict(model.state_dict() if isinstance(model, nn.Module) and state is None else state or {})
     moved = _applied(alignment, own)
-    program = model if isinstance(model, Program) else capture(model, example_inputs)
+    if isinstance(model, Program):
+        program, given = model, _given(model, example_inputs)
+    else:
+        program, given, _ = captured(model, example_inputs)
     _check_constants(program, own)
-    judge = _Judge(program, alignment, given_inputs(program, example_inputs), own, tolerance)
+    judge = _Judge(program, alignment, given, own, tolerance)
     evidence = judge.first(moved)
     if isinstance(model, nn.Module):
-        evidence = judge.module(evidence, model, example_inputs, moved)
+        runs = example_inputs if isinstance(example_inputs, list) else [example_inputs]
+        evidence = judge.module(evidence, model, runs, moved)
     for weights, kind, seed in _planned(program if draws is None else draws):
         evidence = judge.drawn(evidence, weights, kind, seed)
     if not evidence.equivalent:
@@ -71,6 +76,15 @@ def verify(model: nn.Module | ExportedProgram | Program, example_inputs: Any, al
             evidence,
         )
     return evidence
+
+
+def _given(program: Program, example_inputs: Any) -> dict[str, Tensor]:
+    """The inputs of all example runs by path."""
+    if example_inputs is None:
+        return inputs_in(program)
+    runs = example_inputs if isinstance(example_inputs, list) else [example_inputs]
+    return {path_in_run(path, k): tensor for k, run in enumerate(runs)
+            for path, tensor in given_inputs(program, run).items()}
 
 
 def _planned(draws: Program | int) -> Iterator[tuple[str, str, int]]:
@@ -85,25 +99,9 @@ def _count(program: Program) -> int:
     programs with many rows to choose from get more: of 64 experts, two for each of two tokens, any two are
     met in 40 draws as good as surely."""
     nodes = program.module.graph.nodes
-    cost = sum(map(_products, nodes))
+    cost = multiplications(program)
     count = next((draws for most, draws in COSTS if cost <= most), 1)
     return count if count < COSTS[0][1] else min(MOST, max(count, *map(_to_meet_all, nodes)))
-
-
-def _products(node: fx.Node) -> int:
-    """About how many products of numbers a node makes: one for each number, many for matrices and
-    convolutions."""
-    value, operands = node.meta.get("val"), [a.meta.get("val") for a in node.all_input_nodes]
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return 0
-    word, sizes = base_name(node), [tuple(a.shape) for a in operands if isinstance(a, Tensor) and a.ndim > 1]
-    if word.startswith("conv") and len(sizes) > 1:
-        return value.numel() * math.prod(sizes[1][1:])
-    if word in ("linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "_grouped_mm") and sizes:
-        return value.numel() * sizes[0][-1]
-    if word == "scaled_dot_product_attention":
-        return 2 * value.numel() * sizes[1][-2]
-    return value.numel()
 
 
 def _to_meet_all(node: fx.Node) -> int:
@@ -157,21 +155,21 @@ class _Judge:
     def _beside(self, trial: Trial, moved: Mapping[str, Any]) -> Comparison:
         return beside(trial, self.alignment, moved, self.rewritten, self.move)
 
-    def module(self, evidence: Evidence, model: nn.Module, example_inputs: Any, moved: Mapping[str, Any]) -> Evidence:
+    def module(self, evidence: Evidence, model: nn.Module, runs: Sequence[Any], moved: Mapping[str, Any]) -> Evidence:
         """The module itself, in its own precision. Raises CaptureError if it is not what was captured."""
         if self.rewritten is not None:
             return _noted(evidence, "it cannot hold the maps on its skips, only its graph can")
         trial = Trial(self.program, self.own, self.inputs, size=rounding_of(self.program), before=self.before)
-        with Module.of(model, example_inputs) as module:
+        with Module.of(model, runs) as module:
             try:
                 before, after = module.outputs(self.own), module.outputs(moved)
                 again = module.outputs(self.own, seed=1)
             except Exception as error:  # noqa: BLE001 - the user's code can raise anything
                 return _noted(evidence, (str(error).splitlines() or [type(error).__name__])[0])
         exact = trial.before.outputs
-        if set(exact) - set(before) or set(exact) - set(after):
+        if not set(before) & set(exact) or set(before) != set(after):
             return _noted(evidence, "its outputs have other names each time")
-        if any(not torch.equal(before[path].nan_to_num(), again[path].nan_to_num()) for path in exact):
+        if any(not torch.equal(before[path].nan_to_num(), again[path].nan_to_num()) for path in before):
             return _noted(evidence, "its outputs differ from call to call, as random numbers make them")
         captured = trial.beside(as_outcome(before, exact))
         if captured.breaks:

@@ -2,15 +2,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..capture import Program, leaves_of
-from ..capture.leaves import arguments
+from ..capture import Program, arguments, leaves_of, path_in_run
 from ..capture.tracing_copy import quiet, tracing_copy_of
 from ..evaluate import Outcome
 
@@ -18,17 +17,16 @@ ALLOWED = 16.0  # units in the last place, of the coarsest type on the way, that
 
 
 class Module:
-    """Runs a copy of a module, in eval mode, with copies of the tensors of a state dict and of the example
-    inputs.
+    """Runs a copy of a module, in eval mode, with copies of the tensors of a state dict and of its inputs.
 
-    own  the state dict that tells which tensors the module holds under which names
+    own   the state dict that tells which tensors the module holds under which names
+    runs  one or several sets of inputs
 
     Raises RuntimeError or whatever the module raises if it will not run.
     """
 
-    def __init__(self, model: nn.Module, own: Mapping[str, Any], example_inputs: Any):
-        self.model, self.own = model, own
-        self.args, self.kwargs = arguments(example_inputs)
+    def __init__(self, model: nn.Module, own: Mapping[str, Any], runs: Sequence[Any]):
+        self.model, self.own, self.runs = model, own, runs
         names: dict[int, list[str]] = {}
         for name, tensor in _held(model):
             names.setdefault(id(tensor), []).append(name)
@@ -36,17 +34,21 @@ class Module:
 
     @classmethod
     @contextmanager
-    def of(cls, model: nn.Module, example_inputs: Any) -> Iterator[Module]:
+    def of(cls, model: nn.Module, runs: Sequence[Any]) -> Iterator[Module]:
         """`DataParallel` is run as what it wraps, which is what it does itself where there is one device."""
         inner = model.module if isinstance(model, nn.DataParallel) else model
         with quiet():
-            yield cls(inner, model.state_dict(keep_vars=True), example_inputs)
+            yield cls(inner, model.state_dict(keep_vars=True), runs)
 
     def outputs(self, state: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
-        """The tensor outputs by path; `seed` is that of numbers that the module draws."""
-        tensors = [leaf for _, leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
-        args, kwargs = copy.deepcopy((self.args, self.kwargs), {id(t): t.detach().clone() for t in tensors})
+        """The tensor outputs of all runs by path; `seed` is that of numbers that the module draws."""
         held = self._held_of(state)
+        return {path_in_run(path, k): leaf for k, run in enumerate(self.runs)
+                for path, leaf in self._run(held, arguments(run), seed).items()}
+
+    def _run(self, held: Mapping[str, Tensor], given: tuple[tuple, dict], seed: int) -> dict[str, Tensor]:
+        tensors = [leaf for _, leaf in leaves_of(given) if isinstance(leaf, Tensor)]
+        args, kwargs = copy.deepcopy(given, {id(t): t.detach().clone() for t in tensors})
         copying = tracing_copy_of(self.model, {}, share=False)
         with copying as copied, torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -87,9 +89,12 @@ def rounding_of(program: Program) -> float:
 
 def as_outcome(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> Outcome:
     """Outputs of the module beside those in float64: what is no longer a finite number in its own precision,
-    and is one in float64, is left out of the comparison."""
+    and is one in float64, is left out of the comparison; so are outputs of runs that the module was not
+    given."""
     outputs = {}
     for path, value in exact.items():
+        if path not in found:
+            continue
         own = found[path].to(value.device, value.dtype)
         if value.is_floating_point() or value.is_complex():
             own = torch.where(torch.isfinite(value) & ~torch.isfinite(own), value, own)
