@@ -74,7 +74,8 @@ Machine: {machine}.
 module gives on drawn inputs, in float64. *blind*: of these, missed by a run on the example inputs alone (the
 control: `draws=0`). *harmless*: spoiled ones that do not change it; *refused*: of these, those that `verify`
 refuses all the same. *site*: of those caught, how often the exchanged tensor and axis were named. *error*:
-largest relative error of a right alignment.
+largest relative error of a right alignment. *seconds*: by the
+clock, capture included, on a machine that other work shared.
 
 | network | right | caught | missed | blind | harmless | refused | site | error | seconds for one |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
