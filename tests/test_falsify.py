@@ -58,6 +58,22 @@ def test_a_wrong_rule_is_found_and_only_its_group_is_pinned(monkeypatch, op):
     assert fxr.Spec.from_json(spec.to_json()) == spec
 
 
+@pytest.mark.parametrize("chosen", [1, 2])
+def test_equal_scores_at_zeros_raise_no_false_alarm(chosen):
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router = nn.Linear(5, 6, bias=False)
+            self.up, self.down = nn.Parameter(torch.randn(6, 3, 5)), nn.Linear(3, 4)
+
+        def forward(self, x):
+            scores = self.router(x)
+            place = scores.topk(2, -1).indices[:, 1] if chosen == 2 else scores.argmax(-1)
+            return self.down(torch.einsum("bd,bfd->bf", x + 1, self.up[place]))
+    spec = fxr.infer(Experts(), torch.randn(16, 5))
+    assert spec.order == factorial(6) * factorial(3) and not spec.notes
+
+
 def test_falsify_false_turns_it_off():
     model, x = Net(torch.tanh), torch.randn(7, 5)
     assert "random element" not in fxr.infer(model, x, falsify=False).evidence
