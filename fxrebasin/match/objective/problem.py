@@ -31,6 +31,7 @@ class Problem:
         self.spec = spec
         self.alignment = self.identity = spec.identity()
         self.watchers: list = []
+        self._values: dict[str, float] = {}  # root -> <target, pi(source)> over its pieces, where it is known
         self.pieces = pieces_of(spec, source, target, dtype, objective)
         self.weights = list(self.pieces)  # without further evidence: what the objective is reported on
 
@@ -38,7 +39,18 @@ class Problem:
 
     def inner(self, pieces: Sequence[Piece] | None = None) -> float:
         """<target, pi(source)> over some pieces (all by default), accumulated in float64."""
-        return math.fsum(p.inner() for p in (self.pieces if pieces is None else pieces))
+        left = {id(p): p for p in (self.pieces if pieces is None else pieces)}
+        total = []
+        for root in sorted(self._values, key=lambda r: -len(self._by_root[r])):
+            own = self._by_root[root]
+            if all(id(p) in left for p in own):
+                total.append(self._values[root])
+                left = {k: p for k, p in left.items() if not any(p is q for q in own)}
+        return math.fsum((*total, *(p.inner() for p in left.values())))
+
+    def note(self, root: str, value: float) -> None:
+        """What the pieces of a nest are known to have in common as they stand: saves looking at them again."""
+        self._values[root] = value
 
     def cosine(self) -> float:
         """Cosine similarity of pi(source) and target over all that counts, at the size at which it does."""
@@ -101,12 +113,15 @@ class Problem:
         changed = {name: p for name, p in step.items() if not np.array_equal(p, still[name])}
         if not changed:
             return
-        move = Alignment(self.spec, {**still, **changed})
+        move = Alignment.known(self.spec, {**still, **{name: np.array(p) for name, p in changed.items()}})
         self.alignment = move @ self.alignment
         touched = {f for name in changed for f in self.spec.groups[name].members}
         for piece in self.pieces:
             if touched.intersection(piece.factors):
                 piece.alignment, piece.common = self.alignment, None
+        moved = {root for root, nest in self.nests.items() if touched & nest.factors}
+        for root in moved.union(*(self.neighbours[root] for root in moved)):
+            self._values.pop(root, None)
         for watcher in self.watchers:
             watcher(changed, move)
 

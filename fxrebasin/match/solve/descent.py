@@ -67,11 +67,15 @@ def descend(problem: Problem, order: Sequence[str], clock: Clock, sweeps: int,
 
 def try_step(problem: Problem, step: Step) -> bool:
     """Takes a step if it gains anything."""
-    least = TOLERANCE * problem.norm
+    least, root = TOLERANCE * problem.norm, step.nest.root.name
+    exact = not linearised(problem, root)
     if step.gained <= least:
+        if exact:
+            problem.note(root, step.here)
         return False
-    if not linearised(problem, step.nest.root.name):
+    if exact:
         problem.move(step.moves)
+        problem.note(root, step.here + step.gained)
         return True
     pieces = problem.pieces_of(step.nest)
     before, alignment = problem.inner(pieces), problem.alignment

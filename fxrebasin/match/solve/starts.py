@@ -47,7 +47,8 @@ def masked(problem: Problem, clock: Clock, anchors: bool = True) -> set[str]:
             left = [g for g in nest.groups if g.name not in known and (g is nest.root or root in placed)]
             extra = {g.name: sorted_scores(problem, nest, g, known) for g in left}
             shown = set(extra)
-        problem.move(Step(nest, pieces, extra, problem.similarities).moves)
+        step = Step(nest, pieces, extra, problem.similarities)
+        problem.move(step.moves)
         known |= shown
         placed.add(root)
         if known.issuperset(g.name for g in nest.groups):
@@ -59,6 +60,8 @@ def masked(problem: Problem, clock: Clock, anchors: bool = True) -> set[str]:
             dirty.add(root)
         else:
             dirty.discard(root)
+            if extra is None:
+                problem.note(root, step.here + step.gained)
         clock.tell(stage="start", done=len(problem.roots) - len(waiting), of=len(problem.roots))
     return dirty | set(waiting)
 

@@ -66,8 +66,8 @@ class Part:
 
 
 class Step:
-    """The best move of one nest given some pieces as evidence: `moves` group -> permutations, and what is
-    `gained`."""
+    """The best move of one nest given some pieces as evidence: `moves` group -> permutations, what is `gained`,
+    and what the pieces have in common `here`, before the move."""
 
     def __init__(self, nest: Nest, pieces: Sequence[Piece], extra: dict[str, np.ndarray] | None = None,
                  scores: Callable[[Nest, Group, Sequence[Piece]], torch.Tensor] = similarity):
@@ -85,16 +85,18 @@ class Step:
             self.scores[name] = self.scores[name] + more
         self.stars = [Star(nest, nest.spec.groups[hub], held) for hub, held in shared.items()]
         self.moves = {g.name: np.empty(nest.spec.frame(g) + (g.size,), dtype=np.int64) for g in nest.groups}
-        self.gained = sum(self._solve(nest.root, e, frame)
-                          for e, frame in enumerate(nest.indices(nest.extras(nest.root))))
+        worth = [self._solve(nest.root, e, frame) for e, frame in enumerate(nest.indices(nest.extras(nest.root)))]
+        self.here = sum(here for here, _ in worth)
+        self.gained = sum(best - here for here, best in worth)
 
-    def _solve(self, root: Group, e: int, frame: dict[str, int]) -> float:
+    def _solve(self, root: Group, e: int, frame: dict[str, int]) -> tuple[float, float]:
+        """Writes the best moves; what is in common as things stand, and with them."""
         best = self._best_root(e, frame)
         here = sum(star.here(e) for star in self.stars) + sum(
             float(np.trace(self.scores[g.name][k], dtype=np.float64))
             for g in self.nest.groups for k in self._matching(g, frame))
         self._write(root, best, 0, 0, frame)
-        return float(best.values[0]) - here
+        return here, float(best.values[0])
 
     def _matching(self, group: Group, frame: dict[str, int]) -> list[int]:
         """Positions along the leading axis of a group's scores that agree with the frame."""
