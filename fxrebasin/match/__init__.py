@@ -103,4 +103,4 @@ def _earlier(ready: Prepared, checkpoint: str | os.PathLike) -> Alignment | None
     return ready.part(earlier)
 
 
-__all__ = ["METHODS", "Problem", "Step", "match", "match_many", "merge"]
+__all__ = ["METHODS", "Problem", "Step", "match", "match_many", "merge", "prepared"]
