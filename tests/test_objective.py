@@ -238,6 +238,21 @@ def test_the_random_control_is_an_element_of_the_group():
     assert found == spec.random(5) and abs(found.objective) < 0.2
 
 
+@pytest.mark.parametrize("method", ["transfusion", "git-rebasin", "ot"])
+def test_published_methods_maximise_what_they_were_published_with(method):
+    """The weights as they are; what is reported is the figure of all methods."""
+    spec, a, b = spec_of("llama"), state_of("llama"), state_of("llama", seed=1)
+    found = fxr.match(spec, a, b, method)
+    assert found == fxr.match(spec, a, b, method, objective="plain")
+    problem = Problem(found.spec, a, b)
+    problem.reset(found)
+    assert found.objective == pytest.approx(problem.cosine(), abs=1e-12)
+    plain, other = (Problem(found.spec, a, b, objective="plain") for _ in range(2))
+    plain.reset(found)
+    other.reset(fxr.match(spec, a, b, method, objective="scaled"))
+    assert plain.cosine() > other.cosine() - 0.01, "the other objective serves it better"
+
+
 def test_unknown_objectives_are_named():
-    with pytest.raises(fxr.FxrebasinError, match="unknown objective 'x': choose one of scaled, plain, all"):
+    with pytest.raises(fxr.FxrebasinError, match="unknown objective 'x': choose one of scaled, plain, all, raw"):
         fxr.match(spec_of("mlp"), state_of("mlp"), state_of("mlp"), objective="x")

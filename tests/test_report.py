@@ -154,3 +154,33 @@ def test_flat_alignments_and_networks_that_cannot_move():
 def test_an_alignment_of_another_model_is_refused(found):
     with pytest.raises(fxr.SpecError, match="belongs to another model"):
         fxr.report(spec_of("mlp"), state_of("mlp"), state_of("mlp"), found[3])
+
+
+# == on the command line =====================================================================================
+
+NET = """
+import torch
+from torch import nn
+def net(): return nn.Sequential(nn.Linear(4, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)), torch.zeros(2, 4)
+"""
+
+
+@pytest.mark.parametrize("related", [True, False])
+def test_match_says_what_chance_gives(tmp_path, monkeypatch, capsys, related):
+    from fxrebasin.cli import DONE, run
+    (tmp_path / "reportnet.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.manual_seed(0)
+    module, inputs = __import__("reportnet").net()
+    spec, a = fxr.infer(module, inputs), module.state_dict()
+    b = spec.random(1).apply(a) if related else __import__("reportnet").net()[0].state_dict()
+    for name, state in (("a", a), ("b", b)):
+        torch.save(state, f"{name}.pt")
+    assert run(["match", "reportnet:net", "a.pt", "b.pt", "-o", "pi.safetensors", "--json"]) == DONE
+    said = capsys.readouterr()
+    data = json.loads(said.out)
+    assert data["objective"] >= data["objective_chance"] - 0.05 and {"matrices", "vectors", "matrices_before"} <= set(data)
+    assert ("close to what chance gives" in said.err) is not related and bool(data["warning"]) is not related
+    assert run(["match", "reportnet:net", "a.pt", "b.pt", "-o", "pi.safetensors"]) == DONE
+    assert "matrices" in (line := capsys.readouterr().out) and "vectors" in line and "chance" in line

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ from ..alignment import Alignment
 from ..checkpoint import State
 from ..errors import NotEquivalentError
 from ..match import match
+from ..report import Report, report
 from ..show import WIDTH, tree
 from ..spec import Spec
 from ..verify import Evidence, find_equivalence, verify
@@ -27,6 +29,9 @@ from .model import load_model, spec_of
 from .option import extra_option, input_option, json_option, matching_options, output_option
 from .progress import working
 from .speech import answer, note
+
+SHOWN = ("matrices", "vectors")
+CONTROLLED = 2 ** 28  # with more numbers than this a second match, of unrelated states, would take too long
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -104,14 +109,37 @@ def find(spec: Spec, source: State, target: State, method: str, seed: int, effor
     with working("matching") as progress:
         alignment = match(spec, source, target, method, seed, effort=effort, seconds=seconds, progress=progress,
                           checkpoint=checkpoint)
-        before = match(spec, source, target, "identity").objective
     taken = time.perf_counter() - started
+    numbers = sum(math.prod(shape) for shape in spec.shapes.values())
+    with working("measuring what chance gives"):
+        found = report(spec, source, target, alignment, seed=seed, chance=seconds is None and numbers <= CONTROLLED)
+    if found.warning:
+        note(found.warning, "warning")
     moved, elements = sum(alignment.moved.values()), sum(p.size for p in alignment.permutations.values())
-    data = {"method": method, "seed": seed, "objective": alignment.objective, "objective_before": before,
-            "moved": moved, "elements": elements, "seconds": round(taken, 3)}
-    text = (f"{method}: cosine similarity {before:.4f} before, {alignment.objective:.4f} aligned; "
-            f"{moved:,} of {elements:,} elements moved; {taken:.1f} s")
+    data = {"method": method, "seed": seed, **_figures(found), "moved": moved, "elements": elements,
+            "seconds": round(taken, 3)}
+    text = f"{method}: {_told(found)}; {moved:,} of {elements:,} elements moved; {taken:.1f} s"
     return alignment, data, text
+
+
+def _figures(found: Report) -> dict[str, Any]:
+    """What a report says of all tensors, of matrices and of vectors, as data."""
+    own = found.objective
+    data = {"objective": own.after, "objective_before": own.before, "objective_random": own.random,
+            "objective_chance": own.chance, "warning": found.warning}
+    for kind in found.kinds:
+        if kind.name in SHOWN:
+            data |= {kind.name: kind.after, f"{kind.name}_before": kind.before, f"{kind.name}_random": kind.random}
+    return data
+
+
+def _told(found: Report) -> str:
+    """The same in a line."""
+    own = found.objective
+    apart = "".join(f", {kind.name} {kind.before:.4f} before, {kind.after:.4f} aligned" for kind in found.kinds
+                    if kind.name in SHOWN)
+    chance = f"a random element {own.random:.4f}" if own.chance is None else f"chance {own.chance:.4f}"
+    return f"cosine similarity {own.before:.4f} before, {own.after:.4f} aligned, {chance}{apart}"
 
 
 @commands.command("match")

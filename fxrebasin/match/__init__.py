@@ -32,7 +32,7 @@ from .solve.step import Step
 def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor],
           method: str = "exact", seed: int = 0, *, effort: str = "balanced", seconds: float | None = None,
           progress: Callable[[dict], None] | None = None, model=None, inputs: Iterable | None = None,
-          inputs_weight: float = 1.0, dtype: torch.dtype | None = None, objective: str = "scaled",
+          inputs_weight: float = 1.0, dtype: torch.dtype | None = None, objective: str | None = None,
           checkpoint: str | os.PathLike | None = None) -> Alignment:
     """Finds pi such that pi(source) is close to target.
 
@@ -47,21 +47,22 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
               weights. Needs `model`, the module. `inputs_weight` is how much they count relative to the
               weights.
     dtype     of the similarities: torch.float32 (the default for states up to that) or torch.float64
-    objective  what counts, and how much: "scaled" (default): parameters, norm gains multiplied into the linear
-              maps that read them, every block of a tensor at unit root mean square; "plain": every tensor as it
-              is, as published methods have it; "all": every tensor at unit root mean square, statistics and
-              constants included
+    objective  what the search maximises: "scaled" (the default of "exact"): parameters, norm gains multiplied
+              into the linear maps that read them, every block of a tensor at unit root mean square; "plain" (that
+              of published methods, as they have it): parameters as they are; "all": every tensor at unit root
+              mean square, statistics and constants included; "raw": every tensor as it is
     checkpoint  a file that keeps the best alignment of "exact" so far (written at most every few seconds, and
               when the match is interrupted); if it is there already, the match goes on from it
 
     Returns an Alignment whose `objective` is the cosine similarity of pi(source) and target over all that
-    counts, at the size at which it does: 1 where they are equal, and near 0 for unrelated states. The
+    counts in "scaled", whatever was maximised: 1 where they are equal, and near 0 for unrelated states. The
     alignments of "git-rebasin" and "ot" belong to a coarser spec, blind to heads: they may change the function.
     Raises StateError if a state does not fit the spec.
     """
     chosen = method_named(method)
     if effort not in EFFORTS:
         raise FxrebasinError(f"unknown effort {effort!r}: choose one of {', '.join(EFFORTS)}")
+    objective = chosen.objective if objective is None else objective
     if objective not in OBJECTIVES:
         raise FxrebasinError(f"unknown objective {objective!r}: choose one of {', '.join(OBJECTIVES)}")
     source, target = fitted(spec, source, "the source")[0], fitted(spec, target, "the target")[0]
@@ -70,13 +71,11 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
     source, target = spec.stacked(source), spec.stacked(target)
     ready = prepared(flattened(spec) if chosen.flat else spec, source, target, infinite)
 
-    def problem_of(spec: Spec) -> Problem:
-        return Problem(spec, ready.source, ready.target, dtype, objective)
+    problem = Problem(ready.spec, ready.source, ready.target, dtype, objective)
 
     def result() -> Alignment:
-        return ready.alignment(problem.alignment, objective=ready.cosine(problem, problem_of), method=method, **ends)
+        return ready.alignment(problem.alignment, objective=ready.cosine(problem), method=method, **ends)
 
-    problem = problem_of(ready.spec)
     keeps = checkpoint is not None and chosen.inputs
     clock = Clock(seconds, progress, problem.cosine,
                   (lambda: result().save(checkpoint)) if keeps else None)

@@ -7,7 +7,7 @@ the part of the symmetries that keeps them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,11 +41,11 @@ class Prepared:
     def spec(self) -> Spec:
         return self.held.spec
 
-    def cosine(self, problem: Problem, like: Callable[[Spec], Problem]) -> float:
-        """The objective over all that the whole can move, of which a problem sees what its part can."""
-        if self.spec is self.held.whole:
+    def cosine(self, problem: Problem) -> float:
+        """The scaled objective over all that the whole can move, whatever a problem sees of it."""
+        if self.spec is self.held.whole and problem.objective == "scaled":
             return problem.cosine()
-        whole = like(self.held.whole)
+        whole = Problem(self.held.whole, self.source, self.target, problem.dtype)
         whole.reset(Alignment(self.held.whole, self.held.lift(problem.alignment.permutations)))
         return whole.cosine()
 

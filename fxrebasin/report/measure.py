@@ -15,6 +15,7 @@ from ..match import Problem, match, prepared
 from ..match.objective.evidence import is_parameter
 from ..match.objective.piece import Piece
 from ..spec import Group, Spec
+from ..spec.fitting import fitted
 
 State = Mapping[str, torch.Tensor]
 MATRICES, VECTORS, OTHERS = KINDS = ("matrices", "vectors", "statistics and constants")
@@ -130,6 +131,7 @@ def report(spec: Spec, source: State, target: State, alignment: Alignment, *, se
     """
     if set(alignment.spec.names) != set(spec.names):
         raise SpecError("the alignment belongs to another model: give one that was matched with this spec")
+    source, target = fitted(spec, source, "the source")[0], fitted(spec, target, "the target")[0]
     infinite = spec.check_together({"the source": source, "the target": target})
     old, new, own = spec.stacked(source), spec.stacked(target), alignment.spec
     ready = prepared(own, old, new, infinite)
@@ -142,17 +144,17 @@ def report(spec: Spec, source: State, target: State, alignment: Alignment, *, se
 
     elements = {"before": own.identity(), "after": alignment, "random": own.random(seed)}
     shares = {objective: {name: placed(objective, at) for name, at in elements.items()}
-              for objective in ("plain", "scaled")}
+              for objective in ("raw", "scaled")}
     if chance and own.groups:
         strange = _reordered(ready.source, seed)
         found = match(whole, strange, ready.target, _method(alignment), seed)
         for objective, pieces in shares.items():
             pieces["chance"] = placed(objective, found, (strange, ready.target)) if found.spec is whole or (
                 set(found.permutations) == set(whole.groups)) else []
-    plain, scaled = ({name: pieces for name, pieces in found.items() if pieces or name != "chance"}
+    raw, scaled = ({name: pieces for name, pieces in found.items() if pieces or name != "chance"}
                      for found in shares.values())
-    rows = tuple(_tensor_row(spec, name, plain) for name in own.permutable)
-    return Report(Cosines(**_cosines(scaled, lambda piece: True)), tuple(_kinds(spec, plain)), rows,
+    rows = tuple(_tensor_row(spec, name, raw) for name in own.permutable)
+    return Report(Cosines(**_cosines(scaled, lambda piece: True)), tuple(_kinds(spec, raw)), rows,
                   tuple(sorted((_group_row(own, g, alignment, scaled) for g in own.groups.values()),
                                key=lambda g: g.after - (g.chance or 0.0))),
                   _moved(own, alignment), alignment.method)

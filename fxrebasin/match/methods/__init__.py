@@ -9,9 +9,9 @@ from .method import EFFORTS, Method, Search
 
 METHODS: dict[str, Method] = {
     "exact": Method(exact.run, inputs=True),
-    "transfusion": Method(transfusion.run),
-    "git-rebasin": Method(git_rebasin.run, flat=True),
-    "ot": Method(ot.run, flat=True),
+    "transfusion": Method(transfusion.run, objective="plain"),
+    "git-rebasin": Method(git_rebasin.run, flat=True, objective="plain"),
+    "ot": Method(ot.run, flat=True, objective="plain"),
     "identity": Method(identity.run),
     "random": Method(chance.run),
 }

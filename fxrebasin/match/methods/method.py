@@ -38,8 +38,10 @@ class Method:
     """run     moves the problem's source
     flat    blind to heads: it works on a coarser spec, and its alignments may change the function
     inputs  takes activations as evidence, and goes on from a checkpoint
+    objective  what it maximises, a key of OBJECTIVES; published methods, the weights as they are
     """
 
     run: Callable[[Problem, Search], None]
     flat: bool = False
     inputs: bool = False
+    objective: str = "scaled"

@@ -20,8 +20,9 @@ from .piece import PART, Piece, Side, dot, factor_form
 
 OBJECTIVES = {  # name -> (parameters alone, gains folded, every block at unit size)
     "scaled": (True, True, True),
-    "plain": (False, False, False),
-    "all": (False, False, True)}
+    "plain": (True, False, False),
+    "all": (False, False, True),
+    "raw": (False, False, False)}
 SIDED = 0.5  # a gain whose mean is below this share of its mean size has both signs: it is no scale
 SAFE = 2.0 ** 20  # numbers beyond this, or below its inverse, are brought near 1 before they are multiplied
 

@@ -28,7 +28,7 @@ class Problem:
 
     def __init__(self, spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor],
                  dtype: torch.dtype | None = None, objective: str = "scaled"):
-        self.spec = spec
+        self.spec, self.dtype, self.objective = spec, dtype, objective
         self.alignment = self.identity = spec.identity()
         self.watchers: list = []
         self._values: dict[str, float] = {}  # root -> <target, pi(source)> over its pieces, where it is known
