@@ -345,6 +345,14 @@ def test_a_fine_tuned_model_that_says_the_same_of_everything():
         fxr.calibrate(it.module, it.base, flat, it.target, it.pi, it.inputs)
 
 
+def test_outputs_that_move_cannot_be_compared():
+    it = case("mlp")
+    free = fxr.infer(it.module, it.inputs, outputs="free").random(0)
+    for fit in (fxr.calibrate, fxr.choose_alpha):
+        with pytest.raises(fxr.SpecError, match="moves with the network"):
+            fit(it.module, it.base, it.fine, it.target, free, it.inputs)
+
+
 def test_notes_are_warnings_too():
     it = case("mlp", 8)
     with warnings.catch_warnings(record=True) as seen:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..alignment import Alignment
-from .outputs import Distance, Goal, Runner, goal
+from .outputs import Distance, Goal, Runner, goal, refuse_free_outputs
 from .samples import samples_of
 from .task_vector import State, TransportNote, transport
 
@@ -39,6 +39,7 @@ def choose_alpha(model: nn.Module, base: State, finetuned: State, target: State,
     Arguments as for `calibrate`. A grid of alphas is tried, then the lowest point of the parabola through the best
     of them and its neighbours. Costs ten forward passes and no gradient. Raises as `calibrate` does.
     """
+    refuse_free_outputs(alignment)
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in target.values()) else torch.float32
     device = next(iter(target.values())).device
     run, samples = Runner(model, device, dtype), samples_of(inputs, "inputs").to(device, dtype)

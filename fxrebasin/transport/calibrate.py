@@ -24,7 +24,7 @@ from ..errors import FxrebasinError
 from .fit import EVALUATIONS, UNIT, Bench, fit_gains, fit_weights
 from .gains import Gains
 from .head import fit_head
-from .outputs import Distance, Goal, Runner, agreement, flat, goal
+from .outputs import Distance, Goal, Runner, agreement, flat, goal, refuse_free_outputs
 from .samples import Samples, samples_of
 from .task_vector import State, TransportNote, transport
 
@@ -109,6 +109,7 @@ def calibrate(
     if not (math.isfinite(passes) and passes > 0):
         raise FxrebasinError(f"passes is {passes}: give a positive number")
     started = time.perf_counter()
+    refuse_free_outputs(alignment)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         job = Job(model, base, finetuned, target, alignment, loss, seed)
         job.split(samples_of(inputs, "inputs"), None if keep is None else samples_of(keep, "inputs to keep"))

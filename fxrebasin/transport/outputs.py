@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..alignment import Alignment
 from ..capture import leaves_of
-from ..errors import CaptureError, FxrebasinError, StateError
+from ..errors import CaptureError, FxrebasinError, SpecError, StateError
 from .samples import Samples, padding
 
 CHUNK = 64  # inputs that run at once where no gradient is needed
@@ -193,3 +194,10 @@ def flat(outputs: Outputs) -> Any:
         ):
             return path
     return None
+
+
+def refuse_free_outputs(alignment: Alignment) -> None:
+    """Raises SpecError where outputs move with the network: those of two models then mean different things."""
+    if alignment.spec.outputs:
+        raise SpecError(f"the output {next(iter(alignment.spec.outputs))!r} moves with the network, so outputs cannot be "
+                        'compared: infer the spec with outputs="pinned"')
