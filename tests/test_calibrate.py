@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 import fxrebasin as fxr
 from fxrebasin.transport.outputs import agreement, goal
-from fxrebasin.transport.samples import mixed, samples_of
+from fxrebasin.transport.samples import mixed, named, padding, samples_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::fxrebasin.transport.task_vector.TransportNote")
 NAMES = (
@@ -208,6 +208,13 @@ def test_what_stands_at_padded_places_has_no_say():
     assert float(whole.distance(blurred)) == 0 == 1 - agreement(blurred, whole)
     blurred["tokens"][mask == 1] += 5
     assert float(whole.distance(blurred)) > 1
+
+
+def test_a_mask_is_known_by_its_name_wherever_it_is_given():
+    ids = torch.arange(12).view(4, 3)
+    given = samples_of((ids, ids), "inputs")
+    assert padding(given) is None and padding(named(given, Two())).shape == (4, 3)
+    assert named(given, nn.Linear(2, 2)) is given  # which does not take two
 
 
 def test_distances_are_in_units_of_the_variance():

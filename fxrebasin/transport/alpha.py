@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..alignment import Alignment
 from .outputs import Distance, Goal, Runner, goal, refuse_free_outputs
-from .samples import samples_of
+from .samples import named, samples_of
 from .task_vector import State, TransportNote, transport
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
@@ -42,7 +42,7 @@ def choose_alpha(model: nn.Module, base: State, finetuned: State, target: State,
     refuse_free_outputs(alignment)
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in target.values()) else torch.float32
     device = next(iter(target.values())).device
-    run, samples = Runner(model, device, dtype), samples_of(inputs, "inputs").to(device, dtype)
+    run, samples = Runner(model, device, dtype), named(samples_of(inputs, "inputs"), model).to(device, dtype)
 
     def wide(state: State) -> dict[str, Tensor]:
         return {name: tensor.detach().to(device, dtype if tensor.is_floating_point() else None)

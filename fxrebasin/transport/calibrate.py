@@ -25,7 +25,7 @@ from .fit import EVALUATIONS, UNIT, Bench, fit_gains, fit_weights
 from .gains import Gains
 from .head import fit_head
 from .outputs import Distance, Goal, Runner, agreement, flat, goal, refuse_free_outputs
-from .samples import Samples, samples_of
+from .samples import Samples, named, samples_of
 from .task_vector import State, TransportNote, transport
 
 FITS = ("gains", "head", "all")
@@ -112,7 +112,10 @@ def calibrate(
     refuse_free_outputs(alignment)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         job = Job(model, base, finetuned, target, alignment, loss, seed)
-        job.split(samples_of(inputs, "inputs"), None if keep is None else samples_of(keep, "inputs to keep"))
+        job.split(
+            named(samples_of(inputs, "inputs"), model),
+            None if keep is None else named(samples_of(keep, "inputs to keep"), model),
+        )
         tried, gains = job.tried(fit, passes)
     return job.result(tried, gains, time.perf_counter() - started)
 

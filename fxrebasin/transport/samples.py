@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..capture.leaves import arguments
@@ -105,6 +106,18 @@ def _joined(batches: list[tuple[tuple, dict]], what: str) -> tuple[tuple, dict]:
             )
         leaves.append(torch.cat(parts))
     return pytree.tree_unflatten(leaves, trees[0][1])
+
+
+def named(samples: Samples, module: nn.Module) -> Samples:
+    """The same with all arguments by name, where the module's `forward` has a name for each."""
+    try:
+        bound = inspect.signature(module.forward).bind(*samples.args, **samples.kwargs)
+    except (TypeError, ValueError):
+        return samples
+    kinds = {bound.signature.parameters[name].kind for name in bound.arguments}
+    if not kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}:
+        return samples
+    return Samples((), dict(bound.arguments), samples.count)
 
 
 def padding(samples: Samples) -> Tensor | None:
