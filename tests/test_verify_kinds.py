@@ -394,3 +394,35 @@ def test_equivalence_stops_at_the_fast_match(monkeypatch):
     assert fxr.find_equivalence(spec, a, other) is None and tried == ["fast", "fast", "best"]
     other["2.weight"][0, 0] += 1
     assert fxr.find_equivalence(spec, a, other) is None and len(tried) == 3  # other numbers: no search
+
+
+class Ranked(nn.Module):
+    """Scores that are equal in float32 and not in float64: logaddexp(-100, 0) is 0 in one and 1e-44 in the other."""
+
+    def __init__(self, wrong=0.0):
+        super().__init__()
+        self.up, self.table, self.wrong = nn.Linear(5, 6), nn.Parameter(torch.randn(6, 3)), wrong
+        self.body = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+
+    def forward(self, x):
+        place = torch.logaddexp(self.up(x) * 1000, torch.zeros(())).argmin(-1)
+        return self.table[place] + self.body(x) + self.wrong
+
+
+def test_where_rounding_decides_the_module_is_compared_in_its_own_precision():
+    torch.manual_seed(0)
+    model, x = Ranked(), torch.randn(16, 5)
+    evidence = fxr.verify(model, x, fxr.infer(model, x).random(0))
+    assert evidence.equivalent and any("rounding decides" in note for note in evidence.notes)
+
+
+def test_a_module_that_is_another_one_is_still_refused_there(monkeypatch):
+    from fxrebasin.verify import front
+
+    torch.manual_seed(0)
+    model, x = Ranked().eval(), torch.randn(16, 5)
+    program, alignment = fxr.capture(model, x), fxr.infer(model, x).random(0)
+    monkeypatch.setattr(front, "captured", lambda *_: (program, {"x": x}, []))
+    model.wrong = 0.5
+    with pytest.raises(fxr.CaptureError, match="not what was captured"):
+        fxr.verify(model, x, alignment)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..capture import Program, arguments, leaves_of, path_in_run
+from ..capture.interpreter import run
 from ..capture.tracing_copy import quiet, tracing_copy_of
 from ..evaluate import Outcome
 
@@ -100,3 +101,23 @@ def as_outcome(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> Outc
             own = torch.where(torch.isfinite(value) & ~torch.isfinite(own), value, own)
         outputs[path] = own
     return Outcome(outputs, {})
+
+
+def agree_as_they_are(program: Program, state: Mapping[str, Any], inputs: Mapping[str, Tensor],
+                      given: Mapping[str, Tensor]) -> bool:
+    """Whether a program that is run in the precision of the state gives what the module gave, up to ALLOWED units in the
+    last place of an output's largest number."""
+    names = [name for name in program.state if name not in program.ties]
+    with quiet():
+        values = run(program.module, program.sources, {name: state[name] for name in names}, inputs)
+    paths = [output.path for output in program.outputs if output.node is not None]
+    return all(_close(given[path], value) for path, value in zip(paths, values) if path in given)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not (one.is_floating_point() or one.is_complex()) or not one.numel():
+        return torch.equal(one, other)
+    slack = ALLOWED * torch.finfo(one.dtype).eps * float(torch.nan_to_num(one.abs()).max())
+    return bool(torch.isclose(one, other, rtol=0.0, atol=slack, equal_nan=True).all())
