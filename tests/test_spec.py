@@ -239,3 +239,45 @@ def test_overlapping_blocks_are_refused():
 def test_a_layout_for_every_tensor_and_for_no_other():
     refused(edited("layouts", "4.bias", remove=True))
     refused(edited("shapes", "4.bias", remove=True))
+
+
+# == the table of git-re-basin ===============================================================================
+
+
+def test_axes_to_perm_goes_out_and_comes_in():
+    for name in ("mlp", "resnet18"):
+        spec = spec_of(name)
+        table = spec.axes_to_perm()
+        assert set(table) == set(spec.names) and all(len(table[k]) == len(v) for k, v in spec.names.items())
+        again = fxr.Spec.from_axes_to_perm(table, spec.names)
+        assert again.order == spec.order and set(again.groups) == set(spec.groups)
+        pi = spec.random(2)
+        moved, also = (fxr.Alignment(s, pi.permutations).apply({k: v for k, v in state_of(name).items() if k in spec.names})
+                       for s in (spec, again))
+        assert all(torch.equal(moved[k], also[k]) for k in moved)
+        assert fxr.Spec.from_json(again.to_json()) == again
+
+
+def test_axes_to_perm_as_it_is_written_by_hand():
+    table = {"dense0/kernel": (None, "P0"), "dense0/bias": ("P0",), "dense1/kernel": ("P0", None), "dense1/bias": (None,)}
+    shapes = {"dense0/kernel": (4, 6), "dense0/bias": (6,), "dense1/kernel": (6, 3), "dense1/bias": (3,)}
+    spec = fxr.Spec.from_axes_to_perm(table, shapes)
+    assert spec.order == 720 and spec.axes_to_perm() == table
+    a = {k: torch.randn(s) for k, s in shapes.items()}
+    pi = spec.random(1)
+    assert fxr.match(spec, a, pi.apply(a)) == pi
+
+
+@pytest.mark.parametrize("table, shapes, message", [
+    ({"w": (None, "P")}, {"w": (3,)}, "axes_to_perm has 2 axes for 'w', the state has 1"),
+    ({"w": ("P",)}, {}, "axes_to_perm has 1 axes for 'w', the state has no such tensor"),
+    ({"w": ("P",), "v": ("P",)}, {"w": (3,), "v": (4,)}, "'P' moves 3 places elsewhere, and axis 0 of 'v' has 4"),
+    ({"w": ("P",)}, {"w": (3,), "v": (4,)}, "axes_to_perm says nothing of 'v'")])
+def test_tables_that_do_not_fit(table, shapes, message):
+    with pytest.raises(fxr.SpecError, match=message):
+        fxr.Spec.from_axes_to_perm(table, shapes)
+
+
+def test_what_axes_to_perm_cannot_say():
+    with pytest.raises(fxr.SpecError, match="is no whole axis that one permutation moves: axes_to_perm cannot say"):
+        spec_of("vit_fused").axes_to_perm()

@@ -16,6 +16,7 @@ To be read in this order:
     fit       whether a state is one of a spec's model
     fitting   a file's names become the model's, step by step
     hold      the part of the symmetries that keeps some numbers in place
+    axes      the table of git-re-basin, in and out
     text      a spec as JSON, and back
     validity  whether what was read is consistent
 """

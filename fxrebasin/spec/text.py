@@ -86,7 +86,8 @@ def _positions_to_json(positions: np.ndarray) -> dict[str, Any]:
     """Start and strides where the positions are evenly spaced, which is nearly always; else all of them."""
     shape = positions.shape
     start = int(positions[(0,) * len(shape)])
-    strides = [int(positions[tuple(int(i == k) for i in range(len(shape)))]) - start for k in range(len(shape))]
+    strides = [int(positions[tuple(int(i == k) for i in range(len(shape)))]) - start if size > 1 else 0
+               for k, size in enumerate(shape)]
     if np.array_equal(_strided(start, strides, shape), positions):
         return {"start": start, "strides": strides, "shape": shape}
     return {"shape": shape, "list": positions.reshape(-1).tolist()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import SpecError
-from . import fit, roles, stacks, text
+from . import axes, fit, roles, stacks, text
 from .entry import Entry, entry_of
 from .layout import Block, Fold, Group, Skip
 from .order import Order
@@ -170,6 +170,16 @@ class Spec:
         except text.NOT_A_SPEC as error:
             reason = str(error).splitlines()[0] if str(error) else ""
             raise SpecError(f"not a spec: {type(error).__name__} {reason}: use the text of Spec.to_json") from None
+
+    def axes_to_perm(self) -> dict[str, tuple[str | None, ...]]:
+        """The table of git-re-basin. Raises SpecError where it cannot say what moves."""
+        return axes.to_table(self)
+
+    @classmethod
+    def from_axes_to_perm(cls, table: Mapping[str, Sequence[str | None]],
+                          shapes: Mapping[str, Sequence[int]]) -> "Spec":
+        """The spec that a table of git-re-basin says, which is believed. Raises SpecError if it does not fit."""
+        return axes.from_table(cls, table, shapes)
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Spec) and self.to_json() == other.to_json()
