@@ -7,6 +7,7 @@ element (h, u) is old element (P[h], Q[h, u]). Hence (a @ b): Q[h, u] = b.Q[a.P[
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -82,13 +83,17 @@ class Alignment:
     def carry(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`apply` for what is no state, such as differences of states: whatever the numbers are, they are permuted."""
         moved = self.spec.unstacked(self._applied(self.spec.stacked(tensors)))
-        return {name: moved[name].to(tensor) for name, tensor in tensors.items()}
+        return {name: moved[name].to(tensor) if isinstance(tensor, torch.Tensor) else moved[name]
+                for name, tensor in tensors.items()}
 
     def _applied(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The permuted state, for a stacked one."""
         done: dict[tuple, torch.Tensor] = {}  # a tensor under two names stays one tensor
         result = {}
         for name, tensor in state.items():
+            if not isinstance(tensor, torch.Tensor):  # extra state
+                result[name] = copy.deepcopy(tensor)
+                continue
             same = self.spec.ties.get(name, name), id(tensor) if tensor.device.type == "meta" else tensor.data_ptr()
             if same not in done:
                 blocks = self.spec.layout(name) if name in self.spec.shapes else ()

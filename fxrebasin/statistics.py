@@ -88,7 +88,8 @@ def _alive(variance: torch.Tensor) -> torch.Tensor:
 
 def pooled(spec: Spec | None, states: list[State], weights: list[float]) -> dict[str, torch.Tensor]:
     """Mean and variance of what several states saw together: the variance within, and that between their means."""
-    shapes = {name: tuple(t.shape) for name, t in states[0].items() if t.is_floating_point()}
+    shapes = {name: tuple(t.shape) for name, t in states[0].items()
+              if isinstance(t, torch.Tensor) and t.is_floating_point()}
     beside = statistics_of(spec, shapes)
     means = {variance: mean for mean, variance in beside.items() if variance is not None}
     found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 import fxrebasin as fxr
 from fxrebasin.spec import roles
+from fxrebasin.transport import transported
 
 X = torch.randn(5, 4)
 
@@ -95,6 +97,56 @@ def test_what_the_example_does_not_reach_is_said():
     other = roles_of(Modes(), image)
     assert roles.is_outside(other["text.weight"]) and other["image.weight"] == roles.PARAMETER
     assert other["keep"] == roles.INDEX and roles.is_outside(other["order"])
+
+
+def test_match_and_transport_say_what_is_outside():
+    spec = fxr.infer(Modes().eval(), {"text": X})
+    a, b = Modes().state_dict(), Modes().state_dict()
+    message = "outside the example run, and not moved: 'image.weight', 'image.bias', 'norm.weight' and 4 more"
+    with pytest.warns(roles.RoleNote, match=f"^match: {message}"):
+        pi = fxr.match(spec, a, b)
+    with pytest.warns(roles.RoleNote, match=f"^transport: {message}"):
+        fxr.transport(a, a, b, pi)
+    with pytest.warns(roles.RoleNote) as said:
+        dict(transported(a, a, b, pi))
+    assert len(said) == 1, "said once, and not for each part"
+    merged, moved = fxr.merge([a, b]), pi.apply(a)
+    assert merged["_extra_state"] == moved["_extra_state"] == {"version": 1}  # extra state passes through all of it
+
+
+def test_several_runs_reach_more():
+    module = Modes().eval()
+    module.order.copy_(torch.arange(8))
+    spec = fxr.infer(module, [{"text": X}, {"image": torch.randn(5, 6)}])
+    assert not any(map(roles.is_outside, spec.roles.values())) and spec.roles["norm.running_var"] == roles.VARIANCE
+
+
+@pytest.mark.parametrize("made", [lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}, dtype=torch.qint8),
+                                  lambda m: m.register_buffer("q", torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)) or m])
+def test_quantised_modules_get_one_line(made):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = made(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)))
+    with pytest.raises(fxr.CaptureError, match="is quantised, .*: give the module as it was before") as caught:
+        fxr.infer(module, X)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_frozen_infinite_parameter_is_a_constant():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 6)
+            self.mask = nn.Parameter(torch.tensor([0.0, -math.inf] * 3), requires_grad=False)
+
+        def forward(self, x):
+            return (self.inner(x) + self.mask).softmax(-1)
+    module = Masked()
+    spec = fxr.infer(module, X)
+    assert spec.roles["mask"] == roles.BUFFER and spec.roles["inner.weight"] == roles.PARAMETER
+    spec.random().apply(module.state_dict())
+    module.inner.requires_grad_(False)
+    assert fxr.infer(module, X).roles["inner.weight"] == roles.PARAMETER
 
 
 def test_a_network_that_is_reached_whole_has_no_note():

@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor, nn, strided
+from torch._subclasses import FakeTensor
 
 from .memory import Place, Step, place_of, steps
 
@@ -98,4 +99,10 @@ def _kind(name: str, value: Any) -> Kind:
         return "extra"
     if not (value.is_floating_point() or value.is_complex()):
         return "integer"
-    return "parameter" if isinstance(value, nn.Parameter) else "buffer"
+    return "parameter" if isinstance(value, nn.Parameter) and not _is_constant(value) else "buffer"
+
+
+def _is_constant(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is frozen and infinite somewhere, such as a mask: nothing that anybody trains."""
+    frozen = not parameter.requires_grad and not parameter.is_meta and not isinstance(parameter, FakeTensor)
+    return frozen and parameter.layout is strided and parameter.dtype.itemsize > 1 and bool(parameter.isinf().any())

@@ -161,7 +161,16 @@ def stand_ins_for(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
 
 
 def check_initialised(model: nn.Module) -> None:
-    """Raises CaptureError if a lazy module has never been run."""
+    """Raises CaptureError if a lazy module has never been run, or a module holds quantised numbers."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise CaptureError(f"{name} of {type(model).__name__} has no shape yet: run the lazy module once")
+        if tensor.is_quantized:
+            raise CaptureError(_QUANTISED.format(name, type(model).__name__))
+    for name, module in model.named_modules():
+        if hasattr(module, "_packed_params") and not isinstance(module._packed_params, Tensor):
+            raise CaptureError(_QUANTISED.format(name, type(model).__name__))
+
+
+_QUANTISED = ("{} of {} is quantised, and whole numbers in packed tensors cannot be permuted: give the module as it was "
+              "before it was quantised")

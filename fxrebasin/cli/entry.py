@@ -14,6 +14,7 @@ import click
 from ..checkpoint import CheckpointNote
 from ..errors import NotEquivalentError
 from ..spec.fitting import FitNote
+from ..spec.roles import RoleNote
 from ..transport import TransportNote
 from . import DONE, INTERRUPTED, NO, TERMINATED, WRONG
 from . import carry, curves  # noqa: F401 - their commands
@@ -39,7 +40,7 @@ def run(arguments: Sequence[str] | None = None, interrupts: Interrupts | None = 
     hush(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for kind in (CheckpointNote, FitNote, TransportNote):
+        for kind in (CheckpointNote, FitNote, RoleNote, TransportNote):
             warnings.simplefilter("always", kind)
         warnings.showwarning = lambda message, *_: note(str(message))
         try:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 
 from ..capture import Program
 from ..errors import FxrebasinError
@@ -55,7 +54,7 @@ def infer(model, example_inputs=None, *, outputs: str = "pinned", falsify: bool 
     spec, roles = _claimed(program, outputs, residual), roles_of(program)
     spec = replace(spec, roles=roles, notes=(*spec.notes, *remarks, *note_on(roles)))
     if falsify:
-        like = model.state_dict() if isinstance(model, (nn.Module, ExportedProgram)) else None
+        like = model.state_dict() if isinstance(model, nn.Module) else getattr(model, "state_dict", None)
         spec = falsified(program, spec, given, like)
     return replace(spec, evidence="; ".join(filter(None, (program.agreement, spec.evidence))))
 

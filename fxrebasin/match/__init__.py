@@ -19,6 +19,7 @@ from ..errors import FxrebasinError, SpecError
 from ..fingerprint import fingerprint
 from ..spec import Spec
 from ..spec.fitting import fitted
+from ..spec.roles import note_outside
 from .many import match_many, merge
 from .methods import EFFORTS, METHODS, Search, flattened, method_named
 from .objective.activations import add_activations
@@ -66,6 +67,7 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
     if objective not in OBJECTIVES:
         raise FxrebasinError(f"unknown objective {objective!r}: choose one of {', '.join(OBJECTIVES)}")
     source, target = fitted(spec, source, "the source")[0], fitted(spec, target, "the target")[0]
+    note_outside(spec, "match")
     infinite = spec.check_together({"the source": source, "the target": target})
     ends = {"source": fingerprint(spec, source), "target": fingerprint(spec, target)}
     source, target = spec.stacked(source), spec.stacked(target)

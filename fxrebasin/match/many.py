@@ -6,6 +6,7 @@ mean of the others, until nothing improves.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -56,6 +57,9 @@ def merge(states: Sequence[State], weights: Sequence[float] | None = None, *, sp
     told = pooled(spec, states, weights)
     result = {}
     for name, first in states[0].items():
+        if not isinstance(first, torch.Tensor):  # extra state
+            result[name] = copy.deepcopy(first)
+            continue
         every = [_entry(state, name, first) for state in states]
         if not (first.is_floating_point() or first.is_complex()) or all(agree(first, other) for other in every[1:]):
             result[name] = first.detach().clone()

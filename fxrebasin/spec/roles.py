@@ -17,6 +17,7 @@ whether a buffer is *fixed* is seen from the states at hand.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,19 @@ def outside(role: str) -> str:
 
 def is_outside(role: str) -> bool:
     return role.startswith(OUTSIDE)
+
+
+class RoleNote(UserWarning):
+    """What the role of an entry means for what is done with it."""
+
+
+def note_outside(spec: Spec, what: str) -> None:
+    """Warns of the entries that the example run does not reach, if there are any beside others that it does."""
+    names = [name for name, role in spec.roles.items() if is_outside(role)]
+    if spec.groups and names and len(names) < len(spec.roles):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(f"{what}: outside the example run, and not moved: {', '.join(map(repr, names[:3]))}{more}", RoleNote,
+                      stacklevel=3)
 
 
 def kind(role: str) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..alignment import Alignment
 from ..parts import Parts, still
+from ..spec.roles import note_outside
 from ..statistics import statistics_of
 from .arithmetic import Alphas
 from .mismatched import mismatched_names, modules_of
@@ -24,6 +25,7 @@ def transported(base: State, finetuned: State, target: State, alignment: Alignme
     for each tensor."""
     alphas = alpha if isinstance(alpha, Alphas) else Alphas(alpha)
     alphas.check(list(alignment.spec.names))
+    note_outside(alignment.spec, "transport")
     check_pair(alignment, base, finetuned, target, force=options.get("force", False))
     parts = Parts(alignment)
     sets = _together(parts, base, finetuned, options.get("mismatched", "error"))

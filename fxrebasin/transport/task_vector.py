@@ -5,6 +5,7 @@ Source: "Update Your Transformer to the Latest Release: Re-Basin of Task Vectors
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from ..spec import Spec
 from ..spec.dtypes import leaves_range, wide
 from ..spec.fit import infinities
 from ..spec.fitting import fitted, undone
-from ..spec.roles import BUFFER, PARAMETER, kind
+from ..spec.roles import BUFFER, PARAMETER, kind, note_outside
 from ..spec.stacks import tied
 from ..statistics import WAYS, arrived, changes, statistics_of
 from .mismatched import carried_whole, mismatched_names, resized_names
@@ -93,6 +94,7 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
     spec.check_together({"the base": base, "the fine-tuned state": finetuned, "the target": target})
     if isinstance(alpha, str) or not torch.isfinite(torch.tensor(float(alpha))):
         raise StateError(f"alpha is {alpha}: give a finite number" + ', or "auto"' * isinstance(alpha, str))
+    note_outside(spec, "transport")
     check_pair(alignment, base, finetuned, target, force=force)
     vector = task_vector({name: base[name] for name in spec.names}, finetuned)
     carried = alignment.carry(vector | changes(spec, base, finetuned))
@@ -101,6 +103,9 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
     result: dict[str, torch.Tensor] = {}
     done: dict[tuple, torch.Tensor] = {}
     for name, tensor in target.items():
+        if not isinstance(tensor, torch.Tensor):  # extra state
+            result[name] = copy.deepcopy(tensor)
+            continue
         same = name if name in untied else spec.ties.get(name, name), tensor.data_ptr()
         if same not in done:
             if name in new:
