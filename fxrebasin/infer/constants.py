@@ -82,7 +82,8 @@ def constant(factors: Factors, content: torch.Tensor | None, shape: tuple[int, .
     """A tensor whose numbers never change, as a value. Along a dimension, positions whose slices are equal may change
     places: they are free where all of them are equal, else one atom for each kind of slice. Where there are too many
     kinds, or nothing is known (`content` is None), the dimension stays as it is, for `reason`."""
-    kinds = [_kinds(content, d) if content is not None else None for d in range(len(shape))]
+    known = content is not None and content.numel() > 0
+    kinds = [_kinds(content, d) if known else None for d in range(len(shape))]
     several = [len(members) for members in kinds if members is not None]
     if math.prod(several) > MOST_BOXES:
         kinds = [members if members is None or len(members) == 1 else None for members in kinds]

@@ -50,8 +50,9 @@ class Roll:
                 self.held[node] = self._outside(node)
         outputs = tuple(dataclasses.replace(output, node=output.node and self.held[output.node].node)
                         for output in self.old.outputs)
+        kinds = {stack: self.old.kinds[names[0]] for stack, names in self.stacks.items() if names[0] in self.old.kinds}
         self.program = dataclasses.replace(self.old, module=self.new.finished(), sources=self.new.sources,
-                                           outputs=outputs, state=self._state())
+                                           outputs=outputs, state=self._state(), kinds={**self.old.kinds, **kinds})
 
     # ------------------------------------------------------------------------------------- what is not in a slot
 
