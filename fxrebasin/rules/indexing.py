@@ -188,11 +188,13 @@ def gather(call: Call):
 _WRITES = {"scatter.src": lambda T, index: (T(3, 5), 1, index(5, 3, 5), T(3, 5)),
            "scatter.value": lambda T, index: (T(3, 5), 1, index(5, 3, 5), 2.0),
            "scatter_add.default": lambda T, index: (T(3, 5), 1, index(5, 3, 5), T(3, 5)),
-           "scatter_reduce.two": lambda T, index: (T(3, 5), 1, index(5, 3, 5), T(3, 5), "sum"),
            "index_add.default": lambda T, index: (T(3, 5), 1, index(5, 4), T(3, 4)),
            "index_copy.default": lambda T, index: (T(3, 5), 1, T.fixed([0, 3]), T(3, 2))}
 
 
+@rearrangement("scatter_reduce.two", whatever="include_self",
+               sample=tuple(lambda T, way=way, index=index: (T(3, 5), 1, getattr(T, index)(5, 3, 5), T(3, 5), way)
+                            for way in ("sum", "mean", "prod", "amax", "amin") for index in ("index", "points")))
 @rearrangement(" ".join(_WRITES), whatever="value alpha include_self", sample=(lambda T: _WRITES[T.op.removeprefix("aten.")](T, T.index),
                                           lambda T: _WRITES[T.op.removeprefix("aten.")](
                                               T, T.points if "scatter.src" not in T.op else T.index)))
