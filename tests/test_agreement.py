@@ -172,14 +172,41 @@ def test_numbers_from_elsewhere_are_refused():
         fxr.capture(Remembers(), X.float())
 
 
-def test_assigning_data_is_refused_with_the_way_out():
+def test_assigning_data_is_a_write():
     class Assigns(Unseen):
         def forward(self, x):
-            self.w.data = self.w.data * 2
+            self.w.data = self.w.data * self.w.data[:1]
+            return relu(x @ self.w.t()) @ self.o
+
+    spec = fxr.infer(Assigns(), X.float())
+    assert spec.order == F(5) and any(note.startswith("forward writes to w") for note in spec.notes)
+
+
+def test_assigning_data_of_another_shape_is_refused_with_the_way_out():
+    class Assigns(Unseen):
+        def forward(self, x):
+            self.w.data = self.w.data[:4]
             return x @ self.w.t()
 
-    with pytest.raises(CaptureError, match="puts another tensor in the place of a tensor's data"):
+    with pytest.raises(CaptureError, match=r"puts data of another shape .* for \(6, 5\); use a tensor of its own"):
         fxr.capture(Assigns(), X.float())
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_a_tensor_that_the_graph_has_lost_sight_of_is_found(even):
+    class Wrapped(Unseen):
+        def __init__(self):
+            super().__init__()
+            self.g = nn.Parameter(torch.ones(6) if even else torch.randn(6))
+
+        def forward(self, x):
+            if x.sum() < -1e9:
+                return x
+            return relu(x @ self.w.t()) * nn.Parameter(self.g * 2) @ self.o  # a leaf, which no tracer follows
+
+    spec = fxr.infer(Wrapped(), X.float())
+    assert spec.order == 1
+    assert any("reads the numbers of g outside the graph" in note for note in spec.notes)
 
 
 def test_a_module_that_differs_by_its_inputs_numbers_is_recorded_not_refused():

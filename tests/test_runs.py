@@ -160,3 +160,9 @@ def test_several_inputs_are_made_larger_together(no_warnings):
             return self.down(relu(self.up(x)) * y.sum(-1, keepdim=True))
 
     assert fxr.infer(Pair(), {"x": X[:1], "y": MASK[:1]}).order == F(6)
+
+
+def test_a_graph_that_was_captured_at_size_one_says_so():
+    program = fxr.capture(Chosen(), X[:1])
+    with pytest.warns(UserWarning, match="input 'x' has size 1 along dimension 0.*give the module with its inputs"):
+        assert fxr.infer(program).notes

@@ -170,13 +170,8 @@ class Pair:
         self.widest = max(
             floats, key=lambda dtype: torch.finfo(dtype).bits, default=torch.get_default_dtype()
         )
-        users = {
-            program.sources[node.name].name: node.users
-            for node in program.module.graph.nodes
-            if node.name in program.sources and program.sources[node.name].kind == "state"
-        }
         chosen_by = set(program.deciding)
-        self.names = [name for name in program.state if users.get(name) and name not in chosen_by]
+        self.names = [name for name in program.state if name not in chosen_by and name not in program.ties]
         self.names += [f"input {path}" for path in inputs if path not in chosen_by]
 
     def agree(self, names: Iterable[str]) -> bool:

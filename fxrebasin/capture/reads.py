@@ -35,7 +35,7 @@ class Reads(TorchFunctionMode):
     """Calls `on_read(tensor)` for every tensor whose numbers leave the graph without an operation that says
     so.
 
-    `tensor.data` and `copy.deepcopy(tensor)` are operations instead: they stay in the graph.
+    `tensor.data`, also where it is assigned, and `copy.deepcopy(tensor)` are operations instead.
     """
 
     def __init__(self, on_read: Callable[[Tensor], Any]):
@@ -46,7 +46,7 @@ class Reads(TorchFunctionMode):
         if function == Tensor.data.__get__:
             return args[0].detach()
         if function == Tensor.data.__set__:
-            raise CaptureError("forward puts another tensor in the place of a tensor's data")
+            return _replaced(*args)
         if function == Tensor.__deepcopy__:
             return args[1].setdefault(id(args[0]), args[0].detach().clone())
         if function in _READS:
@@ -55,6 +55,14 @@ class Reads(TorchFunctionMode):
             for tensor in _listed((*args, *(kwargs or {}).values())):
                 self.on_read(tensor)
         return function(*args, **(kwargs or {}))
+
+
+def _replaced(tensor: Tensor, data: Tensor) -> None:
+    """`tensor.data = data`, as a write. Raises CaptureError if that is something else."""
+    if (tensor.shape, tensor.dtype) != (data.shape, data.dtype):
+        raise CaptureError("forward puts data of another shape or type in the place of a tensor's: "
+                           f"{tuple(data.shape)} for {tuple(tensor.shape)}; use a tensor of its own")
+    tensor.detach().copy_(data)
 
 
 def _listed(data: Iterable[Any]) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ from .analysis import Analysis, numbers_of
 from .falsify import falsified
 from .reader import Reader
 from .roles import note_on, roles_of
-from .runs import captured, inputs_in
+from .runs import captured, inputs_in, on_captured
 from .segments import segmented_spec
 
 GAIN = 0.25  # two experts that change places double the order: 0.3 in log10
@@ -46,7 +46,8 @@ def infer(model, example_inputs=None, *, outputs: str = "pinned", falsify: bool 
     if outputs not in ("pinned", "free"):
         raise FxrebasinError(f"outputs must be 'pinned' or 'free', not {outputs!r}")
     if isinstance(model, Program):
-        program, given, remarks = model, inputs_in(model), []
+        program, given = model, inputs_in(model)
+        remarks = on_captured(given)
     else:
         program, given, remarks = captured(model, example_inputs)
     for remark in remarks:

@@ -40,6 +40,8 @@ def captured(model: Any, example_inputs: Any) -> tuple[Program, dict[str, Tensor
         for k, (run, program) in enumerate(zip(runs, programs))
         for path, tensor in _inputs(program, run).items()
     }
+    if not isinstance(model, nn.Module):
+        remarks += on_captured(given)
     return joined(programs), given, list(dict.fromkeys(remarks))
 
 
@@ -55,6 +57,15 @@ def inputs_in(program: Program) -> dict[str, Tensor]:
 def _inputs(program: Program, run: Any) -> dict[str, Tensor]:
     """The tensors of a run by path; those of the graph, if none were given."""
     return inputs_in(program) if run is None else inputs_of(program.signature, *arguments(run))
+
+
+def on_captured(given: Mapping[str, Tensor]) -> list[str]:
+    """What is to be said of the sizes of a graph that cannot be captured again at others."""
+    return [
+        f"input {path!r} has size 1 along dimension {d}, which hides how the network treats it: "
+        "give the module with its inputs, so that size 2 is tried as well"
+        for path, tensor in given.items() for d, size in enumerate(tensor.shape) if size == 1
+    ]
 
 
 def _wider(model: nn.Module, run: Any) -> tuple[list[tuple[Any, Program]], list[str]]:
