@@ -188,7 +188,7 @@ def test_assigning_data_of_another_shape_is_refused_with_the_way_out():
             self.w.data = self.w.data[:4]
             return x @ self.w.t()
 
-    with pytest.raises(CaptureError, match=r"puts data of another shape .* for \(6, 5\); use a tensor of its own"):
+    with pytest.raises(CaptureError, match=r"data of another shape .* for \(6, 5\); use a tensor of its own"):
         fxr.capture(Assigns(), X.float())
 
 

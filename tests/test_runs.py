@@ -164,5 +164,5 @@ def test_several_inputs_are_made_larger_together(no_warnings):
 
 def test_a_graph_that_was_captured_at_size_one_says_so():
     program = fxr.capture(Chosen(), X[:1])
-    with pytest.warns(UserWarning, match="input 'x' has size 1 along dimension 0.*give the module with its inputs"):
+    with pytest.warns(UserWarning, match="size 1 along dimension 0.*give the module with its inputs"):
         assert fxr.infer(program).notes

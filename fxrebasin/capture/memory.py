@@ -75,11 +75,8 @@ def place_of(tensor: Tensor) -> Place | None:
 def steps(base: Place, view: Place) -> list[Step] | None:
     """The operations that make `view` of `base`: slices, permutations, reshapes. None if it is not made
     so."""
-    if (
-        base.storage != view.storage
-        or base.dtype != view.dtype
-        or (view.start - base.start) % base.dtype.itemsize
-    ):
+    lies_in = base.storage == view.storage and base.start <= view.start and view.stop <= base.stop
+    if not lies_in or base.dtype != view.dtype or (view.start - base.start) % base.dtype.itemsize:
         return None
     return _sliced(base, view) or _reshaped(base, view) or _cut_from_flat(base, view)
 
