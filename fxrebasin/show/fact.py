@@ -32,6 +32,7 @@ def facts(spec: Spec) -> list[str]:
     lines += [f"no rule for {op} ({where}): {_cost(spec, op)} axes pinned"
               for op, where in spec.unruled.items()]
     lines += [f"taken for granted: {text}" for text in spec.assumptions]
+    lines += [f"tried: {text}" for text in filter(None, spec.evidence.split("; "))]
     return lines + [f"note: {note}" for note in spec.notes]
 
 
