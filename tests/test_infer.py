@@ -439,3 +439,15 @@ class Masked(nn.Module):
 
     def forward(self, x, mask):
         return self.outside(self.encoder(self.inside(x), src_key_padding_mask=mask))
+
+
+def test_a_constant_without_elements():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.none = nn.Linear(3, 5), nn.Linear(5, 2), torch.zeros(4, 0)
+
+        def forward(self, x):
+            return self.b(torch.cat([self.a(x).relu(), self.none], 1))
+
+    assert fxr.infer(Model(), torch.randn(4, 3)).order == math.factorial(5)

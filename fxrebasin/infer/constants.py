@@ -100,7 +100,8 @@ def _kinds(content: torch.Tensor, dim: int) -> list[np.ndarray] | None:
     """The positions along a dimension in classes of equal slices; None if there are too many, or no two are equal."""
     dense = content if content.layout == torch.strided else content.to_dense()
     dense = dense.float() if dense.dtype.itemsize < 4 and dense.is_floating_point() else dense  # as numpy knows them
-    rows = dense.detach().movedim(dim, 0).reshape(dense.shape[dim], -1).resolve_conj().resolve_neg().cpu().numpy()
+    rest = dense.numel() // max(1, dense.shape[dim])  # of no elements, the rest cannot be worked out
+    rows = dense.detach().movedim(dim, 0).reshape(dense.shape[dim], rest).resolve_conj().resolve_neg().cpu().numpy()
     members: dict[bytes, list[int]] = {}
     for position, row in enumerate(rows):
         members.setdefault(row.tobytes(), []).append(position)
