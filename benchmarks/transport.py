@@ -1,15 +1,16 @@
 """What every way of carrying a fine-tuning over is worth: the standing comparison.
 
-    python -m benchmarks.transport [--models mlp text vit] [--draws 3] [--pairs FOLDER]
+    python -m benchmarks.transport [--models mlp text vit] [--draws 3] [--passes 200] [--pairs FOLDER]
 
-Pairs: the demo's MLP and ViT (images, three shifted tasks each), and text encoders (`python -m fxrebasin.demo.text`;
-four languages each): the demo's pair in both directions, and with a third base where FOLDER holds it. Inputs are drawn
-from the second thousand of the shipped test data, without labels; accuracies are measured on the first thousand.
-Share: (accuracy - B untouched) / (oracle - B untouched); the oracle is B fine-tuned on the task itself, as recorded when
-the networks were made. Rows that draw inputs or elements are made `--draws` times. Every figure is kept in
-benchmarks/results/transport.json as it is made, so that a run that was stopped goes on where it was; the table is
-benchmarks/results/transport.md.
+Pairs: the demo's MLP and ViT (images, three shifted tasks each), and text encoders (`python -m
+fxrebasin.demo.text`; four languages each): the demo's pair in both directions, and with a third base where
+FOLDER holds it. Inputs are drawn from the second thousand of the shipped test data, without labels;
+accuracies are measured on the first thousand. Share: (accuracy - B untouched) / (oracle - B untouched); the
+oracle is B fine-tuned on the task itself, as recorded when the networks were made. Rows that draw inputs or
+elements are made `--draws` times. Every figure is kept in benchmarks/results/transport.json as it is made, so
+that a run that was stopped goes on where it was; the table is benchmarks/results/transport.md.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,7 +38,8 @@ from fxrebasin.transport.samples import samples_of
 
 RESULTS = Path(__file__).parent / "results"
 PAIRS = Path(__file__).parent / "pairs"  # task vectors that the demo does not need
-FEW, MANY, PASSES, RANK, LORA_RATE = 64, 1000, 200, 16, 3e-3
+FEW, MANY, RANK, LORA_RATE = 64, 1000, 16, 3e-3
+PASSES = 200  # what a row that is fitted may spend; --passes says otherwise, and then the row's name says so
 State = dict[str, Tensor]
 
 
@@ -57,6 +59,7 @@ class Pair:
     views: dict[str, Tensor]
     labels: dict[str, Tensor]
     support: str
+    passes: int = PASSES
     alignments: dict = field(default_factory=dict)
 
     @cached_property
@@ -71,7 +74,10 @@ class Pair:
         """By a method, with the seconds that it took; found once."""
         if method not in self.alignments:
             started = time.perf_counter()
-            self.alignments[method] = fxr.match(self.spec, self.a, self.b, method=method), time.perf_counter() - started
+            self.alignments[method] = (
+                fxr.match(self.spec, self.a, self.b, method=method),
+                time.perf_counter() - started,
+            )
         return self.alignments[method]
 
     @torch.no_grad()
@@ -90,16 +96,25 @@ def images(kind: str) -> Pair:
     pixels, labels = data.shipped_test_images()
     recorded = json.loads((data.SHIPPED / f"{kind}_measured.json").read_text())["accuracy"]
     views = {"support": data.prepare(pixels)} | {task: data.prepare(pixels, task) for task in data.TASKS}
-    return Pair(kind, kind, weights.base(kind, "A"), weights.base(kind, "B"),
-                {task: weights.finetuned(kind, task) for task in data.TASKS},
-                {task: recorded[f"B fine-tuned, {task}"][task]["first 2,000"] for task in data.TASKS},
-                views, dict.fromkeys(views, labels), "support")
+    return Pair(
+        kind,
+        kind,
+        weights.base(kind, "A"),
+        weights.base(kind, "B"),
+        {task: weights.finetuned(kind, task) for task in data.TASKS},
+        {task: recorded[f"B fine-tuned, {task}"][task]["first 2,000"] for task in data.TASKS},
+        views,
+        dict.fromkeys(views, labels),
+        "support",
+    )
 
 
 def text(one: int, two: int, folder: Path) -> Pair | None:
     """The text pair of two seeds, or None where its files are not there."""
+
     def file(name: str) -> Path:
         return next((f for f in (data.SHIPPED / name, folder / name) if f.exists()), data.SHIPPED / name)
+
     languages = ("da", "it", "fr", "de")
     needed = [file(f"text_{one}_{language}.safetensors") for language in languages]
     needed += [file(f"text_{seed}.safetensors") for seed in (one, two)] + [file(f"text_{two}_measured.json")]
@@ -129,8 +144,17 @@ def plain(method: str) -> Row:
 
 def published(method: str, aligned: str = "exact") -> Row:
     def row(pair: Pair, task: str, draw: int) -> State:
-        return fxr.carry(pair.model, pair.a, pair.tuned[task], pair.b, pair.alignment(aligned)[0],
-                         pair.inputs(task, FEW, draw), method=method, seed=draw)
+        return fxr.carry(
+            pair.model,
+            pair.a,
+            pair.tuned[task],
+            pair.b,
+            pair.alignment(aligned)[0],
+            pair.inputs(task, FEW, draw),
+            method=method,
+            seed=draw,
+        )
+
     return row
 
 
@@ -142,15 +166,33 @@ def with_inputs(pair: Pair, task: str, draw: int) -> State:
 
 
 def alpha_auto(pair: Pair, task: str, draw: int) -> State:
-    return fxr.transport(pair.a, pair.tuned[task], pair.b, pair.alignment("exact")[0], "auto", model=pair.model,
-                         inputs=pair.inputs(task, FEW, draw))
+    return fxr.transport(
+        pair.a,
+        pair.tuned[task],
+        pair.b,
+        pair.alignment("exact")[0],
+        "auto",
+        model=pair.model,
+        inputs=pair.inputs(task, FEW, draw),
+    )
 
 
 def calibrated(count: int, kept: int = 0, fit: str = "all", aligned: str = "exact") -> Row:
     def row(pair: Pair, task: str, draw: int) -> State:
         keep = pair.inputs(pair.support, kept, draw) if kept else None
-        return fxr.calibrate(pair.model, pair.a, pair.tuned[task], pair.b, _element(pair, aligned, draw),
-                             pair.inputs(task, count, draw), keep, fit=fit, seed=draw).state
+        return fxr.calibrate(
+            pair.model,
+            pair.a,
+            pair.tuned[task],
+            pair.b,
+            _element(pair, aligned, draw),
+            pair.inputs(task, count, draw),
+            keep,
+            fit=fit,
+            passes=pair.passes,
+            seed=draw,
+        ).state
+
     return row
 
 
@@ -177,6 +219,7 @@ def spectrum(pair: Pair, task: str, draw: int) -> State:
         values = torch.linalg.svdvals(flat)
         u, v = (torch.linalg.qr(torch.randn(n, len(values), generator=generator))[0] for n in flat.shape)
         return ((u * values) @ v.T).view_as(tensor)
+
     vector = {name: like(tensor) for name, tensor in job.vector.items()}
     own = {name: job.own[name] for name in job.fitted}
     with torch.enable_grad():
@@ -185,10 +228,12 @@ def spectrum(pair: Pair, task: str, draw: int) -> State:
 
 def distilled(count: int) -> Row:
     """All weights from B, with all the passes that calibration has."""
+
     def row(pair: Pair, task: str, draw: int) -> State:
         job = _job(pair, task, draw, count)
-        steps = int(PASSES / (min(64, len(job.bench.fitted[0])) / 64))
+        steps = int(pair.passes / (min(64, len(job.bench.fitted[0])) / 64))
         return job.bench.whole(fit_weights(job.bench, {name: job.own[name] for name in job.fitted}, steps)[0])
+
     return row
 
 
@@ -206,14 +251,16 @@ class LowRank(Bench):
 def lora(pair: Pair, task: str, draw: int) -> State:
     job = _job(pair, task, draw, FEW)
     old, generator = job.bench, torch.Generator().manual_seed(draw)
-    bench = LowRank(old.run, dict(job.own), old.aliases, old.fitted, old.held, old.teacher, generator=old.generator)
+    bench = LowRank(
+        old.run, dict(job.own), old.aliases, old.fitted, old.held, old.teacher, generator=old.generator
+    )
     start = {}
     for name in (name for name in job.fitted if job.own[name].ndim > 1):
         flat = job.own[name].flatten(1)
         rank = min(RANK, *flat.shape)
         start[f"{name}:a"] = torch.randn(rank, flat.shape[1], generator=generator) / math.sqrt(flat.shape[1])
         start[f"{name}:b"] = torch.zeros(flat.shape[0], rank)
-    steps = int(PASSES / (min(64, len(old.fitted[0])) / 64))
+    steps = int(pair.passes / (min(64, len(old.fitted[0])) / 64))
     return bench.whole(fit_weights(bench, start, steps, LORA_RATE)[0])
 
 
@@ -240,33 +287,52 @@ ROWS: dict[str, tuple[Row, bool]] = {  # name -> how, and whether it draws anyth
     "control: gains on tau's spectrum, 64": (spectrum, True),
     "distillation from B, 64": (distilled(FEW), True),
     "LoRA-16 from B, 64": (lora, True),
-    "distillation from B, 1,000": (distilled(MANY), True)}
+    "distillation from B, 1,000": (distilled(MANY), True),
+}
+
+
+def label(name: str, passes: int) -> str:
+    """A row's name in the results."""
+    spends = name.split(",")[0] in ("calibrate", "distillation from B", "LoRA-16 from B")
+    return f"{name} ({passes} passes)" if spends and passes != PASSES else name
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------
 
 
 def measure(pair: Pair, kept: dict, rows: list[str], draws: int, save: Callable[[], None]) -> None:
-    """Fills `kept[pair]` with what is not there yet: draws first, so that all rows have one before any has two."""
+    """Fills `kept[pair]` with what is not there yet: draws first, so that all rows have one before any has
+    two."""
     found = kept.setdefault(pair.name, {})
     untouched = found.setdefault("B untouched", {})
     for task in pair.tuned:
         if task not in untouched:
-            untouched[task] = [{"task": pair.accuracy(pair.b, task), "support": pair.accuracy(pair.b, pair.support),
-                                "oracle": pair.oracles[task], "seconds": 0.0}]
+            untouched[task] = [
+                {
+                    "task": pair.accuracy(pair.b, task),
+                    "support": pair.accuracy(pair.b, pair.support),
+                    "oracle": pair.oracles[task],
+                    "seconds": 0.0,
+                }
+            ]
     for draw in range(draws):
         for name, task in ((name, task) for name in rows for task in pair.tuned):
             how, draws_anything = ROWS[name]
-            done = found.setdefault(name, {}).setdefault(task, [])
+            done = found.setdefault(label(name, pair.passes), {}).setdefault(task, [])
             if len(done) > draw or (draw and not draws_anything):
                 continue
             started = time.perf_counter()
             state = how(pair, task, draw)
             seconds = time.perf_counter() - started
-            done.append({"task": pair.accuracy(state, task), "support": pair.accuracy(state, pair.support),
-                         "seconds": round(seconds, 2)})
+            done.append(
+                {
+                    "task": pair.accuracy(state, task),
+                    "support": pair.accuracy(state, pair.support),
+                    "seconds": round(seconds, 2),
+                }
+            )
             save()
-            print(f"{pair.name}, {task}, {name}: {done[-1]}", file=sys.stderr, flush=True)
+            print(f"{pair.name}, {task}, {label(name, pair.passes)}: {done[-1]}", file=sys.stderr, flush=True)
 
 
 def summary(found: dict, name: str) -> tuple[list[float], list[float], float, float, int] | None:
@@ -285,22 +351,25 @@ def summary(found: dict, name: str) -> tuple[list[float], list[float], float, fl
     return shares, support, statistics.mean(accuracy), statistics.median(seconds), max(draws)
 
 
-def table(kept: dict, kind: str) -> Iterator[str]:
-    found = {name: rows for name, rows in kept.items() if name.split()[0] == kind}
-    if not found:
-        return
-    yield f"\n## {kind} ({', '.join(found)})\n"
+def table(kept: dict, pair: str) -> Iterator[str]:
+    found = {pair: kept[pair]}
+    yield f"\n## {pair}\n"
     yield "| way | task | support | share, mean | worst task | draws | seconds |"
     yield "|---|---|---|---|---|---|---|"
     b = [one for rows in found.values() for (one, *_) in rows["B untouched"].values()]
-    yield (f"| B untouched | {statistics.mean(x['task'] for x in b):.3f} | {statistics.mean(x['support'] for x in b):.3f} "
-           "| | | | |")
-    for name in ROWS:
+    yield (
+        f"| B untouched | {statistics.mean(x['task'] for x in b):.3f} | {statistics.mean(x['support'] for x in b):.3f} "
+        "| | | | |"
+    )
+    made_so_far = dict.fromkeys(name for rows in found.values() for name in rows)
+    for name in (own for row in ROWS for own in made_so_far if own == row or own.startswith(f"{row} (")):
         if (made := summary(found, name)) is not None:
             shares, support, accuracy, seconds, draws = made
             worst = min(_by_task(found, name))
-            yield (f"| {name} | {accuracy:.3f} | {statistics.mean(support):.3f} | {statistics.mean(shares):.0%} | {worst:.0%} "
-                   f"| {draws} | {seconds:.1f} |")
+            yield (
+                f"| {name} | {accuracy:.3f} | {statistics.mean(support):.3f} | {statistics.mean(shares):.0%} | {worst:.0%} "
+                f"| {draws} | {seconds:.1f} |"
+            )
     yield f"| oracle | {statistics.mean(x['oracle'] for x in b):.3f} | | 100% | | | |"
 
 
@@ -313,19 +382,28 @@ def _by_task(found: dict, name: str) -> Iterator[float]:
 
 
 def report(kept: dict, command: str) -> str:
-    lines = ["# Ways to carry a fine-tuning over", "", (__doc__ or "").split("\n\n", 2)[2].strip(), "",
-             f"`{command}`, {machine()}. Seconds are of a machine that others used at the same time, and leave out the "
-             "match.", ""]
-    for kind in ("mlp", "vit", "text"):
-        lines += table(kept, kind)
+    lines = [
+        "# Ways to carry a fine-tuning over",
+        "",
+        (__doc__ or "").split("\n\n", 2)[2].strip(),
+        "",
+        f"`{command}`, {machine()}. Seconds are of a machine that others used at the same time, and leave out the "
+        "match.",
+        "",
+    ]
+    for pair in kept:
+        lines += table(kept, pair)
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", choices=("mlp", "text", "vit"), default=["mlp", "text", "vit"])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=PASSES)
     parser.add_argument("--pairs", type=Path, default=PAIRS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -335,11 +413,19 @@ def main() -> None:
     kept = json.loads(file.read_text()) if file.exists() else {}
     pairs = [images(kind) for kind in args.models if kind != "text"]
     if "text" in args.models:
-        pairs += [pair for one, two in ((1, 2), (2, 1), (3, 2), (2, 3)) if (pair := text(one, two, args.pairs)) is not None]
+        pairs += [
+            pair
+            for one, two in ((1, 2), (2, 1), (3, 2), (2, 3))
+            if (pair := text(one, two, args.pairs)) is not None
+        ]
+
+    for pair in pairs:
+        pair.passes = args.passes
 
     def save() -> None:
         file.write_text(json.dumps(kept, indent=0) + "\n")
         (args.out / "transport.md").write_text(report(kept, "python -m benchmarks.transport"))
+
     for draws in range(1, args.draws + 1):
         for pair in pairs:
             measure(pair, kept, args.rows, draws, save)
