@@ -161,6 +161,12 @@ def test_folds_in_a_file_that_make_no_sense(fold):
         fxr.Spec.from_json(__import__("json").dumps(data))
 
 
+def test_shapes_alone_make_a_problem_too():
+    spec = spec_of("vit_fused")
+    meta = {name: torch.empty(shape, device="meta") for name, shape in spec.shapes.items()}
+    assert {p.tensor for p in Problem(spec, meta, meta).pieces} == set(spec.permutable)
+
+
 # == what is no parameter ====================================================================================
 
 

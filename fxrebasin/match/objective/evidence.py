@@ -32,7 +32,8 @@ State = Mapping[str, torch.Tensor]
 def pieces_of(spec: Spec, source: State, target: State, dtype: torch.dtype | None, objective: str) -> list[Piece]:
     """The pieces that count (states stacked), each at the size at which it does."""
     alone, folding, unit = OBJECTIVES[objective]
-    folds = believed(spec, source, target) if folding else {}
+    shapes_only = any(state[name].is_meta for state in (source, target) for name in spec.permutable)
+    folds = believed(spec, source, target) if folding and not shapes_only else {}
     names = _counted(spec, {fold.gain for fold in folds.values()}) if alone else spec.permutable
     part = max(PART, max((g.size for g in spec.groups.values()), default=0) ** 2 // 4)
     pieces = [piece for name in names
@@ -40,6 +41,8 @@ def pieces_of(spec: Spec, source: State, target: State, dtype: torch.dtype | Non
     for piece in pieces:
         if piece.tensor in folds:
             _fold(spec, piece, folds[piece.tensor], target, source)
+    if shapes_only:
+        return pieces
     squares = [_measured(piece) for piece in pieces]
     for k in range(2):
         _sized([(p.new, p.old)[k] for p in pieces], [s[k] for s in squares], [p.target.numel() for p in pieces], unit)
