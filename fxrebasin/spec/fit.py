@@ -31,7 +31,7 @@ def check(spec: Spec, state: State, what: str, *, shapes: bool = True, numbers: 
         if shapes and tuple(state[name].shape) != shape:
             raise StateError(f"{what}: {name!r} has shape {tuple(state[name].shape)}, the spec says {shape}: "
                              "is it a checkpoint of another size?")
-        if numbers and not _finite(state[name]):
+        if numbers and not finite(state[name]):
             _check_infinite(spec, name, state[name], what)
     for name, digest in spec.numbers.items():
         if name in state and digest_of(state[name]) not in (digest, ""):
@@ -45,7 +45,7 @@ def check_together(spec: Spec, states: Mapping[str, State], *, shapes: bool = Tr
     at the same places in all of them: as in a mask of minus infinity. Returns the names of such tensors."""
     for what, state in states.items():
         check(spec, state, what, shapes=shapes, numbers=False)
-    odd = [name for name in spec.names if not all(_finite(state[name]) for state in states.values())]
+    odd = [name for name in spec.names if not all(finite(state[name]) for state in states.values())]
     for name in odd:
         if not _infinite_alike([state[name] for state in states.values()]):
             _refuse_infinite(spec, name, states)
@@ -61,7 +61,7 @@ def _infinite_alike(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 def _refuse_infinite(spec: Spec, name: str, states: Mapping[str, State]) -> NoReturn:
-    odd = [what for what, state in states.items() if not _finite(state[name])]
+    odd = [what for what, state in states.items() if not finite(state[name])]
     for what in odd:
         _check_infinite(spec, name, states[what][name], what)
     what = odd[0]
@@ -105,7 +105,7 @@ def _check_infinite(spec: Spec, name: str, tensor: torch.Tensor, what: str) -> N
         raise StateError(f"{what}: {name!r} holds NaN or infinity: the checkpoint is damaged or has diverged")
 
 
-def _finite(tensor: torch.Tensor) -> bool:
+def finite(tensor: torch.Tensor) -> bool:
     """One pass without temporaries (another dtype would be one): the sum of finite numbers is finite, but for overflow,
     which is looked at closely."""
     if tensor.device.type == "meta":

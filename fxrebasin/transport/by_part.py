@@ -16,7 +16,7 @@ from .mismatched import mismatched_names, modules_of
 from .pair import check_pair
 from .task_vector import State, transport
 
-LARGE = 1 << 23  # numbers; of larger tensors the sum is formed in slabs of so many, to need no wide copy of the whole
+LARGE = 1 << 21  # numbers; of larger tensors the sum is formed in slabs of so many, to need no wide copy of the whole
 
 
 def transported(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float | Alphas = 1.0,

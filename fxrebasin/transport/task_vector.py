@@ -17,7 +17,7 @@ from ..alignment import Alignment
 from ..errors import FxrebasinError, StateError
 from ..spec import Spec
 from ..spec.dtypes import leaves_range, wide
-from ..spec.fit import infinities
+from ..spec.fit import finite, infinities
 from ..spec.fitting import fitted, undone
 from ..spec.roles import BUFFER, PARAMETER, kind, note_outside
 from ..spec.stacks import tied
@@ -26,6 +26,7 @@ from .mismatched import carried_whole, mismatched_names, resized_names
 from .pair import TransportNote, check_pair
 
 State = Mapping[str, torch.Tensor]
+_UNSATURATED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what is too large becomes infinite
 
 
 def task_vector(base: State, finetuned: State) -> dict[str, torch.Tensor]:
@@ -48,7 +49,7 @@ def difference(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     kind = wide(old.dtype, new.dtype)
     old, new = old.detach().to(kind), new.detach().to(old.device, kind)
     found = new - old
-    return torch.where(new == old, torch.zeros_like(found), found) if found.isnan().any() else found
+    return found if finite(found) else torch.where(new == old, torch.zeros_like(found), found)
 
 
 def transport(base: State, finetuned: State, target: State, alignment: Alignment, alpha: float | str = 1.0, *,
@@ -159,6 +160,8 @@ def narrowed(name: str, total: torch.Tensor, like: torch.Tensor, dtype: torch.dt
     """A sum in the dtype asked for, or that of `like`. Raises StateError if it leaves the range."""
     to = like.dtype if dtype is None or not (like.is_floating_point() or like.is_complex()) else dtype
     to = to.to_complex() if total.is_complex() else to
+    if to in _UNSATURATED and finite(result := total.to(to)):
+        return result
     overflow = leaves_range(total, to) or total.shape == like.shape and bool(
         (infinities(total) != infinities(like)).any())
     if total.device.type != "meta" and overflow:
