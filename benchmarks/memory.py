@@ -105,8 +105,6 @@ def commands(scratch: Path) -> dict[str, list[str]]:
         found["mergekit, task arithmetic"] = [
             python, "-c", "from mergekit.scripts.run_yaml import main; main()", str(scratch / "merge.yml"), out,
             "--no-copy-tokenizer", "--out-shard-size", "1B"]
-        found["mergekit, --lazy-unpickle --low-cpu-memory"] = [*found["mergekit, task arithmetic"], "--lazy-unpickle",
-                                                               "--low-cpu-memory"]
     return found
 
 
