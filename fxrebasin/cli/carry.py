@@ -1,12 +1,13 @@
 """The commands that make checkpoints: apply, transport. States are carried part by part and never held whole."""
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
+import torch
 from torch import Tensor
 
 from ..alignment import Alignment
@@ -190,7 +191,7 @@ def _alignment(model: str | None, base: str, target: str, given: str | None, inp
         return find(spec, *states, **how)
     alignment = Alignment.load(given)
     if model:
-        _check_model(model, inputs, given, alignment.spec)
+        _check_model(model, inputs, given, alignment)
     return alignment, {"alignment": given}, f"alignment {given}"
 
 
@@ -220,14 +221,32 @@ def _card(base: str, finetuned: str, target: str, alignment: Alignment, data: Ma
     return card(what, alignment.spec, figures)
 
 
-def _check_model(model: str, inputs: tuple[str, ...], path: str, spec: Spec) -> None:
-    """Raises SpecError unless MODEL has the groups and layouts of `spec`, that of the alignment at `path`."""
-
-    def moves(spec: Spec) -> dict[str, Any]:
-        content = json.loads(spec.to_json())
-        return {key: content[key] for key in ("groups", "sizes", "layouts", "shapes", "ties", "stacks", "outputs")}
-
-    own = spec_of(model, inputs, "free" if spec.outputs else "pinned")
-    if moves(own) != moves(spec):
+def _check_model(model: str, inputs: tuple[str, ...], path: str, alignment: Alignment) -> None:
+    """Raises SpecError unless the alignment at `path` is a symmetry of MODEL, as MODEL is understood now."""
+    own = spec_of(model, inputs, "free" if alignment.spec.outputs else "pinned")
+    if not _moves_alike(alignment, own):
         raise SpecError(f"the alignment {path} is for another model than {model}: match with this model, or "
                         "leave MODEL out")
+
+
+def _moves_alike(alignment: Alignment, own: Spec) -> bool:
+    """Whether the permutations of an alignment, put on the groups of another spec, move every number to the same place.
+    The two may differ in how they divide what is pinned: a module on the meta device shows fewer constants."""
+    spec = alignment.spec
+    if any(getattr(spec, part) != getattr(own, part) for part in ("names", "ties", "stacks")):
+        return False
+    groups, others = ({g.name: (g.size, g.within) for g in each.groups.values()} for each in (spec, own))
+    if groups != others:
+        return False
+    other = Alignment(own, alignment.permutations)
+    for tensor in spec.layouts:
+        if _text_of(spec, tensor) != _text_of(own, tensor):
+            places = torch.arange(math.prod(spec.shapes[tensor])).reshape(spec.shapes[tensor])
+            if not torch.equal(alignment.move(places, spec.layout(tensor)), other.move(places, own.layout(tensor))):
+                return False
+    return True
+
+
+def _text_of(spec: Spec, tensor: str) -> list:
+    """How a tensor is laid out, to compare."""
+    return [[(axis.positions.tolist(), axis.factors) for axis in block] for block in spec.layout(tensor)]
