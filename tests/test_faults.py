@@ -272,8 +272,9 @@ def test_a_torch_file_with_a_wrong_checksum_is_refused(tmp_path):
     place = content.index(torch.arange(100.0, 104.0).numpy().tobytes())
     content[place] ^= 1
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is damaged: the checksum of 'archive/data/0' is wrong: copy or download"):
-        load_state(tmp_path / "x.pt")
+    for read in (load_state, Stored):  # at once, and as the command line reads
+        with pytest.raises(CheckpointError, match="is damaged: the checksum of 'archive/data/0' is wrong: copy or"):
+            read(tmp_path / "x.pt")
     content[place] ^= 1
     (tmp_path / "x.pt").write_bytes(content)
     assert torch.equal(load_state(tmp_path / "x.pt")["a"], torch.arange(400.0))

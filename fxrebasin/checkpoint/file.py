@@ -44,15 +44,15 @@ def kind_of(path: Path) -> Kind:
                           "torch file of tensors")
 
 
-def open_torch(path: Path, mapped: bool = True) -> tuple[State, str | None]:
+def open_torch(path: Path, mapped: bool, checked: bool) -> tuple[State, str | None]:
     """The tensors of a torch file, and the key they lie under.
 
-    mapped  leave the numbers in the file until they are used (where it is of the newer kind); else they are read, and
-            held against the file's checksums
+    mapped   leave the numbers in the file until they are used (where it is of the newer kind)
+    checked  hold all of the file against its checksums first
     """
     with open(path, "rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
-    if is_zip and not mapped:
+    if is_zip and checked:
         _check_sums(path)
     try:
         with warnings.catch_warnings():

@@ -23,12 +23,13 @@ class Stored(Mapping[str, Tensor]):
     Of a torch file the system maps in what is asked for. Raises CheckpointError on opening if the checkpoint is
     missing or damaged as far as its headers tell, and on reading if it changes meanwhile.
 
-    form    how it is stored
-    mapped  leave what torch files hold in them until it is used; else it is read, and their checksums are looked at
+    form     how it is stored
+    mapped   leave what torch files hold in them until it is used; else it is read at once
+    checked  hold torch files against their checksums; safetensors files have none
     """
 
-    def __init__(self, path: str | os.PathLike, mapped: bool = True):
-        self.path, self._mapped = Path(path), mapped
+    def __init__(self, path: str | os.PathLike, mapped: bool = True, checked: bool = True):
+        self.path, self._mapped, self._checked = Path(path), mapped, checked
         self._headers: dict[str, Header] = {}
         self._torch: dict[str, dict[str, Tensor]] = {}
         self._open: dict[str, int] = {}
@@ -70,7 +71,7 @@ class Stored(Mapping[str, Tensor]):
         """The form of one file."""
         kind, name = kind_of(path), path.name
         if kind == "torch":
-            content, wrapper = open_torch(path, self._mapped)
+            content, wrapper = open_torch(path, self._mapped, self._checked)
             self._torch[name] = content
             dtypes = {key: tensor.dtype for key, tensor in content.items()}
             shapes = {key: tuple(tensor.shape) for key, tensor in content.items()}
@@ -129,5 +130,5 @@ def form_of(path: str | os.PathLike) -> Form:
     """How the checkpoint at `path` is stored, without its numbers. Raises CheckpointError as `Stored`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointNote)
-        with Stored(path) as stored:
+        with Stored(path, checked=False) as stored:
             return stored.form
