@@ -223,8 +223,8 @@ def _card(base: str, finetuned: str, target: str, alignment: Alignment, data: Ma
 
 def _check_model(model: str, inputs: tuple[str, ...], path: str, alignment: Alignment) -> None:
     """Raises SpecError unless the alignment at `path` is a symmetry of MODEL, as MODEL is understood now."""
-    own = spec_of(model, inputs, "free" if alignment.spec.outputs else "pinned")
-    if not _moves_alike(alignment, own):
+    outputs = "free" if alignment.spec.outputs else "pinned"
+    if not any(_moves_alike(alignment, spec_of(model, inputs, outputs, real)) for real in (False, True)):
         raise SpecError(f"the alignment {path} is for another model than {model}: match with this model, or "
                         "leave MODEL out")
 

@@ -28,9 +28,10 @@ from .named import LIBRARIES, from_library
 from .speech import note
 
 
-def spec_of(model: str, inputs: Sequence[str], outputs: str = "pinned") -> Spec:
-    """The symmetries of MODEL. Raises CaptureError."""
-    module, own = load_model(model, inputs)
+def spec_of(model: str, inputs: Sequence[str], outputs: str = "pinned", real: bool = False) -> Spec:
+    """The symmetries of MODEL; `real`: with its weights, which shows constants that there are not without. Raises
+    CaptureError."""
+    module, own = load_model(model, inputs, real)
     with working("finding symmetries"):
         return infer(module, own, outputs=outputs)
 
