@@ -23,8 +23,7 @@ ALIGNED = "axes factored in two ways that do not align are pinned"
 SMALLER = {
     "flipped_and_added": CYCLES, "rolled_by_half_and_added": CYCLES, "flipped_and_subtracted": CYCLES,
     "heads_flipped_and_subtracted": CYCLES, "rolled_and_added": CYCLES, "cycles": CYCLES,
-    "swapped_concatenation": COPIES, "repeated_segment": COPIES, "halves_added": COPIES,
-    "glu_bilinear": COPIES,
+    "swapped_concatenation": COPIES, "repeated_segment": COPIES,
     "diagonal_weight": "there is no rule for a diagonal",
     "outer_square": "equal elements of a product with itself are not exchanged",
     "misaligned_views": ALIGNED, "misaligned_inner_views": ALIGNED,

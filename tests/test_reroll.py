@@ -216,7 +216,7 @@ def _subtracted(m, x):
 
 
 @pytest.mark.parametrize("forward, order", [
-    (_told_apart_by_place, 1), (_one_differs, F(2)), (_subtracted, 1)], ids=lambda f: getattr(f, "__name__", ""))
+    (_told_apart_by_place, 1), (_one_differs, F(2)), (_subtracted, F(2))], ids=lambda f: getattr(f, "__name__", ""))
 def test_experts_that_something_tells_apart(forward, order):
     module = made(Parts(forward, experts=several(3, lambda: Expert(4, 2))))
     spec = fxr.infer(module, x(6, 4))

@@ -13,10 +13,13 @@ from torch.utils import _pytree as pytree
 
 from .batch import Hole, traced
 from .slots import Refused, Row, Slots
-from .twins import COMPARISONS, Wiring, cut_of
+from .twins import COMPARISONS, Wiring, cut_of, total
 from .writer import Writer
 
 aten = torch.ops.aten
+OVER_SLOTS = {"sum": (aten.sum.dim_IntList, [0]), "product": (aten.prod.dim_int, 0), "maximum": (aten.amax.default, [0]),
+              "minimum": (aten.amin.default, [0])}  # kind of total -> the op that makes one of a whole dimension, and its place
+PAIRS = {"sum": aten.add.Tensor, "product": aten.mul.Tensor, "maximum": aten.maximum.default, "minimum": aten.minimum.default}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Roll:
 
     def _outside(self, node: fx.Node) -> Held:
         if self._joins_slots(node):
-            result = self._total(node) if self.wiring.is_sum(node) else self._joined(node)
+            result = self._total(node) if total(node) else self._joined(node)
             self._check_shapes(node, result, ())
             return Held(result)
         operands = {operand: self.held[operand].node for operand in node.all_input_nodes}
@@ -80,18 +83,22 @@ class Roll:
         return whole is not None and (whole in self.row_of or self._joins_slots(whole))
 
     def _total(self, node: fx.Node) -> fx.Node:
-        """A sum of which some terms are those of all slots."""
-        total, done = None, set()
-        for _, term in self.wiring.operands[node]:
+        """A total of which some terms are those of all slots."""
+        kind, whole, done = total(node), None, set()
+        for sign, term in self.wiring.operands[node]:
             if term not in self.row_of:
                 value = self.held[term].node
             elif self.row_of[term].nodes in done:
                 continue
             else:
                 done.add(self.row_of[term].nodes)
-                value = self.new.call(node, aten.sum.dim_IntList, self._spread(term), [0])
-            total = value if total is None else self.new.call(node, aten.add.Tensor, total, value)
-        return total
+                op, place = OVER_SLOTS[kind]
+                value = self.new.call(node, op, self._spread(term), place)
+            if whole is None:
+                whole = value if sign is None else self.new.call(node, aten.neg.default, value)
+            else:
+                whole = self.new.call(node, PAIRS[kind] if sign is None else aten.sub.Tensor, whole, value)
+        return whole
 
     def _joined(self, node: fx.Node) -> fx.Node:
         """A concatenation or a stack of which neighbouring pieces are those of all slots."""
@@ -146,12 +153,12 @@ class Roll:
             whole = self.held[first.args[0]]
             return Held(self.new.call(first, operator.getitem, whole.node, first.args[1])) if isinstance(
                 whole, Held) else whole[first.args[1]]
-        if self.wiring.is_sum(first):
-            terms = [self.held[term] for _, term in self.wiring.operands[first]]
-            total = terms[0]
-            for term in terms[1:]:
-                total = self._op(first, aten.add.Tensor, (total, term), {})
-            return total
+        if kind := total(first):
+            (sign, term), *others = self.wiring.operands[first]
+            whole = self.held[term] if sign is None else self._op(first, aten.neg.default, (self.held[term],), {})
+            for sign, term in others:
+                whole = self._op(first, PAIRS[kind] if sign is None else aten.sub.Tensor, (whole, self.held[term]), {})
+            return whole
         return self._op(first, first.target, first.args, first.kwargs)
 
     def _stacked(self, row: Row) -> Held:

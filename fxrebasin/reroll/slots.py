@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from .twins import COMPARISONS, JOINS, PARTS, Wiring, cut_of, same_constant, settings, where_cut
+from .twins import COMPARISONS, JOINS, PARTS, Wiring, cut_of, same_constant, settings, total, where_cut
 
 
 class Refused(Exception):
@@ -90,16 +90,20 @@ class Slots:
             if kinds[0] == kinds[1]:
                 return []
         sides = self._sorted(one, 0), self._sorted(other, k)
+        if [place for place, _ in sides[0]] != [place for place, _ in sides[1]]:
+            raise Refused
         if one.op != "call_function" or one.target is not other.target or settings(one) != settings(other) or (
                 len(sides[0]) != len(sides[1])):
             raise Refused
-        return list(zip(*sides))
+        return [(a, b) for (_, a), (_, b) in zip(*sides)]
 
-    def _sorted(self, node: fx.Node, k: int) -> list[fx.Node]:
-        """The operands of a node of slot k. Terms of a sum stand in any order: those of the slot first, by colour."""
-        operands = [operand for _, operand in self.wiring.operands[node]]
-        if self.wiring.is_sum(node):
-            operands.sort(key=lambda x: (x not in self.inside[k], self.ranks[k].get(x, 0), self.wiring.position[x]))
+    def _sorted(self, node: fx.Node, k: int) -> list[tuple[int | None, fx.Node]]:
+        """The operands of a node of slot k, with their places. Terms of a total stand in any order: those of the slot first,
+        by colour."""
+        operands = list(self.wiring.operands[node])
+        if total(node):
+            operands.sort(key=lambda x: (x[0] is not None, x[1] not in self.inside[k], self.ranks[k].get(x[1], 0),
+                                         self.wiring.position[x[1]]))
         return operands
 
     def _row(self, nodes: tuple[fx.Node, ...]) -> Row:
@@ -119,13 +123,13 @@ class Slots:
                      for row in self.rows]
 
     def _check_uses(self, row: Row) -> None:
-        """Results may go to sums and concatenations alone, the same for all slots, once."""
+        """Results may go to totals and concatenations alone, the same for all slots, once, with one sign."""
         inside = set().union(*self.inside)
-        uses = [Counter(user for _, user in self.wiring.users[node] if user not in inside) for node in row.nodes]
-        if any(use != uses[0] for use in uses):
+        uses = [Counter((user, place) for place, user in self.wiring.users[node] if user not in inside) for node in row.nodes]
+        if any(use != uses[0] for use in uses) or len({user for user, _ in uses[0]}) != len(uses[0]):
             raise Refused
-        for user, count in uses[0].items():
-            if count > 1 or not (self.wiring.is_sum(user) or user.target in JOINS):
+        for (user, _), count in uses[0].items():
+            if count > 1 or not (total(user) or user.target in JOINS):
                 raise Refused
             if user.target in JOINS:
                 places = sorted(user.args[0].index(node) for node in row.nodes)

@@ -4,7 +4,8 @@ Colour refinement: a node's colour is made of its op, its settings, the colours 
 until nothing changes. Nodes that share their colour with others hang together in components, the *slots*; slots of
 equal colours are a family. Colours only propose: `slots` compares the slots node by node.
 
-Sums are flattened, so that the order of their terms tells nothing. The place in a concatenation, the index at which a
+Sums and products are flattened, so that the order of their terms tells nothing; what is taken away in a sum keeps its sign.
+The place in a concatenation, the index at which a
 tensor is cut, and the number that an index is compared with are left out: they are what tells slots apart.
 """
 
@@ -23,6 +24,9 @@ from torch.utils import _pytree as pytree
 from ..capture import Program
 
 aten = torch.ops.aten
+TOTALS = {aten.add.Tensor: "sum", aten.sub.Tensor: "sum", aten.mul.Tensor: "product", aten.maximum.default: "maximum",
+          aten.minimum.default: "minimum"}  # ops of two terms whose order does not matter
+MINUS = -2  # the place of a term that is taken away; None is that of the others
 JOINS = (aten.cat.default, aten.stack.default)
 CUTS = {aten.select.int: (2,), aten.slice.Tensor: (2, 3), aten.narrow.default: (2,)}  # op -> arguments that say where
 PARTS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
@@ -32,39 +36,42 @@ LARGE = 10_000  # constants with more elements are not compared
 
 @dataclass
 class Wiring:
-    """A graph with flattened sums: `operands` of each node as (place, node), the place None where it tells nothing;
-    `users` the other way; `within`: an addition -> the sum that it is a part of."""
+    """A graph with flattened sums and products: `operands` of each node as (place, node), the place None where it tells
+    nothing; `users` the other way; `within`: an addition -> the sum that it is a part of; `live`: what descends from the
+    state."""
 
     program: Program
     operands: dict[fx.Node, list[tuple[Any, fx.Node]]] = field(default_factory=dict)
     users: dict[fx.Node, list[tuple[Any, fx.Node]]] = field(default_factory=lambda: defaultdict(list))
     within: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    live: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self):
         nodes = list(self.program.module.graph.nodes)
         for node in reversed(nodes):
             user = next(iter(node.users), None)
-            if _is_sum(node) and len(node.users) == 1 and _is_sum(user) and list(user.args).count(node) == 1:
+            kind = total(node)
+            if kind and len(node.users) == 1 and total(user) == kind and list(user.args).count(node) == 1:
                 self.within[node] = self.within.get(user, user)
         self.position = {node: k for k, node in enumerate(nodes)}
+        for node in nodes:
+            if self.is_state(node) or any(operand in self.live for operand in node.all_input_nodes):
+                self.live.add(node)
         for node in nodes:
             if node not in self.within:
                 self.operands[node] = list(self._operands(node))
                 for place, operand in self.operands[node]:
                     self.users[operand].append((place, node))
 
-    def is_sum(self, node: fx.Node) -> bool:
-        return _is_sum(node)
-
     def _operands(self, node: fx.Node) -> Iterator[tuple[Any, fx.Node]]:
-        if _is_sum(node):
-            waiting = list(node.args[::-1])
+        if total(node):
+            waiting = _terms(node, None)
             while waiting:
-                term = waiting.pop()
+                sign, term = waiting.pop()
                 if self.within.get(term) is node if isinstance(term, fx.Node) else False:
-                    waiting.extend(term.args[::-1])
+                    waiting.extend(_terms(term, sign))
                 elif isinstance(term, fx.Node):
-                    yield None, term
+                    yield sign, term
             return
         for place, leaf in enumerate(_leaves((*node.args, *node.kwargs.values()))):
             if isinstance(leaf, fx.Node):
@@ -110,7 +117,7 @@ class Wiring:
             slots[top(node)].append(node)
         families = defaultdict(list)
         for slot in slots.values():
-            if any(self.is_state(node) or self._is_part_of_state(node) for node in slot):
+            if any(self.is_state(node) or self._is_part_of_state(node) for node in slot) or self._are_parts(slot):
                 families[tuple(sorted(colours[node] for node in slot))].append(
                     sorted(slot, key=lambda node: (colours[node], self.position[node])))
         return [family for family in families.values() if len(family) > 1]
@@ -118,6 +125,11 @@ class Wiring:
     def is_state(self, node: fx.Node) -> bool:
         source = self.program.sources.get(node.name)
         return node.op == "placeholder" and source is not None and source.kind == "state"
+
+    def _are_parts(self, slot: list[fx.Node]) -> bool:
+        """Whether a slot is made of a part of what is computed from the state (one half of p * q) and goes to a total."""
+        return any(bool(where_cut(node)) and node.target not in COMPARISONS and cut_of(node)[0] in self.live for node in slot) and any(
+            total(user) for node in slot for _, user in self.users[node] if user not in slot)
 
     def _is_part_of_state(self, node: fx.Node) -> bool:
         return bool(where_cut(node)) and node.target not in COMPARISONS and self.is_state(cut_of(node)[0])
@@ -131,13 +143,23 @@ def _leaves(arguments: Iterable[Any]) -> Iterator[Any]:
             yield argument
 
 
-def _is_sum(node: fx.Node) -> bool:
-    """Whether it adds tensors of one floating-point type, or nothing (Python's `sum` starts at 0), to such a tensor."""
-    if node.target is not aten.add.Tensor or node.kwargs or len(node.args) != 2:
-        return False
-    kind = node.meta["val"].dtype
-    return (kind.is_floating_point or kind.is_complex) and all(
-        x.meta["val"].dtype == kind if isinstance(x, fx.Node) else x == 0 for x in node.args)
+def total(node: fx.Node | None) -> str | None:
+    """"sum", "product", "maximum" or "minimum" if a node makes one of two tensors of one floating-point type. A sum with
+    nothing counts too (Python's `sum` starts at 0)."""
+    kind = TOTALS.get(node.target) if node is not None and node.op == "call_function" else None
+    if kind is None or node.kwargs or len(node.args) != 2:
+        return None
+    own = node.meta["val"].dtype
+    nothing = node.target is aten.add.Tensor
+    fits = (own.is_floating_point or own.is_complex) and all(
+        x.meta["val"].dtype == own if isinstance(x, fx.Node) else nothing and x == 0 for x in node.args)
+    return kind if fits else None
+
+
+def _terms(node: fx.Node, sign: int | None) -> list[tuple[int | None, Any]]:
+    """The two terms of a total, last first, with their signs within one that has `sign` itself."""
+    other = sign if node.target is not aten.sub.Tensor else MINUS if sign is None else None
+    return [(other, node.args[1]), (sign, node.args[0])]
 
 
 def where_cut(node: fx.Node) -> tuple[int, ...]:
@@ -158,7 +180,7 @@ def cut_of(node: fx.Node) -> tuple[fx.Node, int]:
 
 def settings(node: fx.Node) -> str:
     """All arguments that are no tensors, but for those that tell slots apart."""
-    if _is_sum(node):
+    if total(node):
         return ""
     left_out = where_cut(node)
     args = tuple("?" if k in left_out else a for k, a in enumerate(node.args))

@@ -136,8 +136,9 @@ def stack(call: Call):
 def split(call: Call):
     value = call.args["self"]
     dim, offset, parts = call.dim(value), 0, []
-    for shape in call.shapes:
-        parts.append(call.factors.take(value, dim, np.arange(offset, offset + shape[dim])))
+    for k, shape in enumerate(call.shapes):  # where nobody takes a part, nothing is cut off for it
+        index = np.arange(offset, offset + shape[dim])
+        parts.append(call.factors.take(value, dim, index) if call.used(k) else call.fresh(shape))
         offset += shape[dim]
     return parts
 
