@@ -169,7 +169,7 @@ def cases(op, most: int = 6, variants: int = 1) -> Iterator[Case]:
         if place < variants:
             made += [variant for variant in changed(leaves, structure) if _runs(op.op, *variant[1:])]
         for variant, own, way in made:
-            for wrap in WRAPS:
+            for wrap in WRAPS if not variant else WRAPS[1:]:
                 yield Case(name, op.op, tuple(own), way, k, variant, wrap)
 
 

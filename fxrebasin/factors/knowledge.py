@@ -8,7 +8,7 @@ from typing import Iterable, Sequence
 
 import numpy as np
 
-from .values import Atom, Block, Choice, Segment, Value, coalesce, natural
+from .values import FEW_BLOCKS, Atom, Block, Choice, Segment, Value, coalesce, natural
 
 MOST_BLOCKS = 1000  # a value in more pieces is given up: pinned
 
@@ -100,6 +100,7 @@ class Knowledge:
                 x.used = x.used or atom.used
         instances = self._instances(atom, len(pieces)) if len(pieces) > 1 else [{}]
         self.changes += 1
+        cuts, values = self.cuts, dict.fromkeys(block.value for block in atom.blocks)
         for block in list(atom.blocks):
             places = [(d, segment.atoms.index(atom)) for d, segment in enumerate(block.segments)
                       if atom in segment.atoms]
@@ -109,6 +110,9 @@ class Knowledge:
                     continue
             self._replace(block, atom, pieces, instances)
         atom.blocks = set()
+        if self.cuts > cuts:
+            for value in values:
+                self._tidy(value)
 
     def _instances(self, atom: Atom, count: int) -> list[dict[Atom, Atom]]:
         """For each piece of a cut atom, the atoms that depend on it, and their own copies in that piece."""
@@ -122,9 +126,7 @@ class Knowledge:
     def _replace(self, block: Block, atom: Atom, pieces, instances) -> None:
         """Replaces a block by one for each choice of a piece at each place where the atom stands."""
         self.cuts += 1
-        block.value.blocks.remove(block)
-        for x in block.atoms():
-            x.blocks.discard(block)
+        self._remove(block)
         for choice in itertools.product(range(len(pieces)), repeat=block.atoms().count(atom)):
             part = Block(block.value, block.segments)
             for index in choice:
@@ -133,6 +135,23 @@ class Knowledge:
             copies = instances[choice[0]]
             part.segments = [Segment(s.positions, [copies.get(x, x) for x in s.atoms], s.reason) for s in part.segments]
             self._add(part)
+
+    def _remove(self, block: Block) -> None:
+        block.value.blocks.remove(block)
+        for atom in block.atoms():
+            atom.blocks.discard(block)
+
+    def _tidy(self, value: Value) -> None:
+        """Joins what is left of a value that is cut again and again: single positions that nothing moves."""
+        if len(value.blocks) < value.tidy_at:
+            return
+        boxes = coalesce([block.segments for block in value.blocks])
+        if len(boxes) < len(value.blocks):
+            for block in list(value.blocks):
+                self._remove(block)
+            for segments in boxes:
+                self._add(Block(value, segments))
+        value.tidy_at = max(FEW_BLOCKS, 2 * len(value.blocks))
 
     @staticmethod
     def _substitute(block: Block, d: int, k: int, atom: Atom, positions: np.ndarray, atoms: Sequence[Atom]) -> None:
@@ -170,9 +189,7 @@ class Knowledge:
             return
         self.changes += 1  # nothing to cut but the block
         self.cuts += 1
-        block.value.blocks.remove(block)
-        for atom in block.atoms():
-            atom.blocks.discard(block)
+        self._remove(block)
         for label in np.unique(labels):
             part = Segment.plain(segment.positions[labels == label], segment.reason)
             self._add(Block(block.value, block.segments[:d] + [part] + block.segments[d + 1:]))

@@ -8,6 +8,8 @@ from typing import Iterable, NamedTuple, Sequence
 
 import numpy as np
 
+FEW_BLOCKS = 16
+
 
 @lru_cache(maxsize=4096)
 def natural(shape: tuple[int, ...]) -> np.ndarray:
@@ -121,7 +123,7 @@ class Value:
              it says which elements move together, and nothing about what they may depend on
     """
 
-    __slots__ = ("shape", "blocks", "points", "table", "chosen", "even")
+    __slots__ = ("shape", "blocks", "points", "table", "chosen", "even", "tidy_at")
 
     def __init__(self, shape: Sequence[int], chosen: Iterable[Choice] = ()):
         self.shape = tuple(shape)
@@ -129,6 +131,7 @@ class Value:
         self.points: Value | None = None
         self.table: Value | None = None
         self.even = False
+        self.tidy_at = FEW_BLOCKS  # in so many pieces it is looked at: some may be one by now
         self.chosen = tuple(dict.fromkeys(chosen))
 
     @property
