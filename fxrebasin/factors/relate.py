@@ -12,6 +12,7 @@ from .unify import Unifying
 from .values import Block, Choice, Segment, Value, natural
 
 MOST_CELLS = 200  # operands whose pieces overlap in more ways than this are looked at more coarsely
+MOST_TURNS = 100  # and so are those that still cut each other after so many turns (an axis shifted and added to itself)
 
 
 class Relating(Unifying):
@@ -29,14 +30,13 @@ class Relating(Unifying):
         goes with one of them in the first operand and with the other in the second, so that it depends on neither.
         """
         letters = list(dict.fromkeys(letter for _, own in operands for letter in own if letter))
-        if math.prod(len(value.blocks) for value, _ in operands) > MOST_CELLS:
-            if len(_LetterMasks(operands).overlaps(operands)) > MOST_CELLS:
-                operands = [(self._coarse(value), own) for value, own in operands]
         for value, _ in operands:
             self.use(value)
         asked = len(outputs)
         outputs = [*outputs, letters] if len(operands) > 1 and not any(set(letters) <= set(o) for o in outputs) else outputs
-        while True:
+        for turn in itertools.count():
+            if turn == MOST_TURNS or _too_many(operands):
+                operands = [(self._coarse(value, why), own) for value, own in operands]
             changes = self.changes
             cells = [{}] if all(len(v.blocks) == 1 for v, _ in operands) else self._cells(operands, outputs)
             results = None if cells is None else self._merge_cells(operands, outputs, cells, why, asked)
@@ -44,16 +44,16 @@ class Relating(Unifying):
                 return [self.build(shape, blocks, _chosen(operands, letters))
                         for (shape, blocks), letters in zip(results, outputs)][:asked]
 
-    def _coarse(self, value: Value) -> Value:
+    def _coarse(self, value: Value, why: str) -> Value:
         """The same value in one piece; the dimensions along which the pieces lie are pinned. (A table of relative
         positions, shifted from row to row, is in as many pieces as it has rows, and the sum of two in the square of that.)"""
-        whole = []
+        whole, reason = [], f"too fragmented to follow (more than {MOST_CELLS} pieces or {MOST_TURNS} cuts at {why})"
         for d, size in enumerate(value.shape):
             segments = [block.segments[d] for block in value.blocks]
             kinds = {(s.atoms, s.positions.tobytes()) if s.atoms else s.reason for s in segments}
             if any(s.positions.size < size for s in segments) or len(kinds - {None}) > 1:
-                self.pin((atom for s in segments for atom in s.atoms), "too fragmented to follow")
-                segments = [Segment.plain(natural((size,)), "too fragmented to follow")]
+                self.pin((atom for s in segments for atom in s.atoms), reason)
+                segments = [Segment.plain(natural((size,)), reason)]
             whole.append(next((s for s in segments if s.atoms or s.reason), segments[0]))
         return self.build(value.shape, [whole], value.chosen)
 
@@ -152,6 +152,12 @@ class Relating(Unifying):
         return named[0]
 
 
+def _too_many(operands) -> bool:
+    """Whether the pieces of the operands overlap in more ways than can be looked at one by one."""
+    return math.prod(len(value.blocks) for value, _ in operands) > MOST_CELLS and (
+        _LetterMasks(operands).overlaps(operands, MOST_CELLS) is None)
+
+
 def _chosen(operands, output: Sequence[str]) -> Iterator[Choice]:
     """The choices behind operands that are still told apart in an output: it has all dimensions of the index."""
     for value, letters in operands:
@@ -200,13 +206,15 @@ class _LetterMasks:
                 box[letter] = box.get(letter, -1) & self.masks[letter, segment.key]
         return box
 
-    def overlaps(self, operands) -> list[dict[str, int]]:
-        """The boxes in which blocks of all operands meet."""
+    def overlaps(self, operands, most: float = math.inf) -> list[dict[str, int]] | None:
+        """The boxes in which blocks of all operands meet; None if there are more than `most`, at any time."""
         cells: list[dict[str, int]] = [{}]
         for value, letters in operands:
             boxes = [self.box(block, letters) for block in value.blocks]
             cells = [merged for cell in cells for box in boxes
                      if all((merged := {**cell, **{x: cell.get(x, -1) & m for x, m in box.items()}}).values())]
+            if len(cells) > most:
+                return None
         return cells
 
     def refine(self, operands, outputs) -> list[dict[str, int]]:
