@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from math import factorial as F
 
 import pytest
@@ -87,6 +88,21 @@ def mapped(m, x):
     return map_rows(lambda row, a: (row @ a).relu(), x, m.a) @ m.w
 
 
+def halves(join):
+    return Net(lambda m, x: join(*(x @ m.a).chunk(2, -1)) @ m.w, a=(5, 6), w=(3, 3)), (X,)
+
+
+def parts(join):
+    return Net(lambda m, x: join(*(x @ m.a).chunk(3, -1)) @ m.w, a=(5, 6), w=(2, 3)), (X,)
+
+
+def experts(join):
+    """Three small networks of one shape on one input."""
+    def forward(m, x):
+        return join(*(torch.relu(x @ getattr(m, f"a{k}")) @ getattr(m, f"w{k}") for k in range(3)))
+    return Net(forward, **{f"a{k}": (5, 4) for k in range(3)}, **{f"w{k}": (4, 3) for k in range(3)}), (X,)
+
+
 KINDS = {
     # a type is lent
     "type_as a tensor with other axes": (lambda: by_hand(lambda m, a, q: a.type_as(q)), ATTENDED),
@@ -128,6 +144,22 @@ KINDS = {
                       F(2) ** 3),  # 0 and 3; of the others 2 and 5, where the mask is 1, and 1 and 4
     "a mask on the units of heads": (lambda: attention(lambda m, q, k, v: (q @ k.transpose(2, 3)).softmax(-1) @ (
         v * torch.tensor([1.0, 1, 0, 0], dtype=torch.double))), F(8) * F(2) * F(4) ** 2 * (F(2) ** 2) ** 2),
+    # halves of what is computed, pairwise
+    "halves multiplied": (lambda: halves(torch.mul), F(3) * 2**3),
+    "halves added": (lambda: halves(torch.add), F(3) * 2**3),
+    "the larger half": (lambda: halves(torch.maximum), F(3) * 2**3),
+    "halves subtracted": (lambda: halves(torch.sub), F(3)),
+    "halves bent alike": (lambda: halves(lambda p, q: p.tanh() * q.tanh()), F(3) * 2**3),
+    "halves bent apart": (lambda: halves(lambda p, q: p.tanh() * q.sin()), F(3)),
+    "halves that meet again": (lambda: halves(lambda p, q: p * q - p), F(3)),
+    "two thirds": (lambda: parts(lambda p, q, r: p * q + r), F(2) * 2**2),
+    "three thirds": (lambda: parts(lambda p, q, r: p * q * r), F(2) * F(3) ** 2),
+    # modules that are alike, whose results are no sum
+    "experts multiplied": (lambda: experts(lambda e, f, g: e * f * g), F(3) * F(4) ** 3),
+    "the smallest of experts": (lambda: experts(lambda e, f, g: torch.minimum(torch.minimum(e, f), g)), F(3) * F(4) ** 3),
+    "experts with signs": (lambda: experts(lambda e, f, g: e - f + g), F(2) * F(4) ** 3),
+    "experts taken away": (lambda: experts(lambda e, f, g: torch.ones(3, dtype=torch.double) - e - f - g), F(3) * F(4) ** 3),
+    "experts told apart": (lambda: experts(lambda e, f, g: e * f / g), F(2) * F(4) ** 3),
     # bodies
     "branches": (lambda: hidden(lambda m, h: torch.cond(h.sum() > 0, lambda h: h.relu(), lambda h: h.sin(), (h,))), F(6)),
     "rows": (lambda: (Net(mapped, **HIDDEN), (X,)), F(6)),
@@ -152,3 +184,41 @@ def test_the_order_is_exact_and_every_element_keeps_the_function(kind):
     for seed in range(3):
         assert change(before, (torch.func.functional_call(module, spec.random(seed).apply(state), inputs),)) < 1e-11
     assert spec.order == order
+
+
+class Shifted(nn.Module):
+    """An axis that is shifted and added onto itself, or multiplied with itself, again and again."""
+
+    def __init__(self, width, depth):
+        super().__init__()
+        self.inward, self.outward, self.depth = nn.Linear(5, width), nn.Linear(width, 3), depth
+
+    def forward(self, x):
+        h = torch.relu(self.inward(x))
+        for k in range(1, self.depth):
+            h = torch.cat([h[:, :k] * 2, h[:, k:] * h[:, :-k]], 1) if k % 2 else h + h.roll(k, -1)
+        return self.outward(h)
+
+
+def test_an_axis_shifted_onto_itself_takes_seconds():
+    """It took minutes when every position that was cut off stayed a piece of its own."""
+    program = fxr.capture(Shifted(400, 12), torch.randn(4, 5))
+    start = time.process_time()
+    assert fxr.infer(program).order == 1
+    assert time.process_time() - start < 20
+
+
+class Staggered(nn.Module):
+    def forward(self, x):
+        h = self.inward(x)
+        return self.outward(torch.cat([h[:, :5] * 2, h[:, 5:] * h[:, :-5]], 1))
+
+    def __init__(self, width):
+        super().__init__()
+        self.inward, self.outward = nn.Linear(5, width), nn.Linear(width, 3)
+
+
+def test_what_is_given_up_for_time_is_said():
+    reasons = set(fxr.infer(Staggered(600), torch.randn(4, 5)).pinned.values())
+    assert any("too fragmented to follow (more than 200 pieces or 100 cuts at " in reason for reason in reasons)
+    assert fxr.infer(Staggered(20), torch.randn(4, 5)).order == F(5)
