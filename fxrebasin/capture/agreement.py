@@ -243,7 +243,9 @@ def _change(tensor: Tensor, generator: torch.Generator) -> None:
 
 def _other(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Other numbers of the same kind: the same ones at other places, and if they are no whole ones,
-    slightly different; positive where all are."""
+    slightly different; positive where all are. Those of a sparse tensor stay at their places."""
+    if tensor.layout != torch.strided:
+        return tensor * 1.5 if tensor.is_floating_point() or tensor.is_complex() else tensor.clone()
     moved = tensor.reshape(-1).roll(1 + tensor.numel() // 3).reshape(tensor.shape)
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return moved
@@ -257,6 +259,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     """Equal up to rounding, NaN and infinities in the same places."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
+    one, other = (x if x.layout == torch.strided else x.to_dense() for x in (one, other))
     if not (one.is_floating_point() or one.is_complex()):
         return torch.equal(one, other)
     finite = torch.isfinite(one)
