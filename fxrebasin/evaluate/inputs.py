@@ -40,6 +40,9 @@ def draw_inputs(program: Program, examples: Sequence[Mapping[str, Tensor]], seed
     tables = _tables(program)
     drawn = {}
     for path, tensor in examples[0].items():
+        if tensor.layout != torch.strided:  # a sparse one keeps its places
+            drawn[path] = tensor if kind == "ordinary" else tensor * (0.0 if kind == "zeros" else 1.5)
+            continue
         seen = [example[path].detach().cpu().reshape(-1) for example in examples
                 if path in example and example[path].device.type != "meta"]
         numbers = torch.cat(seen) if seen else torch.empty(0, dtype=tensor.dtype)
