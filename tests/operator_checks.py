@@ -72,6 +72,8 @@ def examine(case: Case) -> Outcome:
     try:
         module, inputs = case.module().eval(), case.inputs()
         run(module, module.state_dict(), inputs)
+        if not all(bool(x.isfinite().all()) for x in module.state_dict().values()):
+            raise Unusable("parameters that are not finite")
     except Unusable as error:
         return Outcome("unusable", str(error))
     except Exception as error:  # noqa: BLE001  whatever torch raises of arguments that it does not take

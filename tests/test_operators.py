@@ -21,7 +21,7 @@ def vocabulary():
     return Vocabulary()
 
 
-@pytest.mark.parametrize("name", ["flip", "nn.functional.pad.reflect", "linalg.norm", "index_put", "topk", "cumsum", "gather",
+@pytest.mark.parametrize("name", ["flip", "narrow", "nn.functional.pad.reflect", "linalg.norm", "index_put", "topk", "cumsum", "gather",
                                   "nn.functional.linear", "norm.nuc", "index_select", "scatter_reduce.sum", "matmul"])
 def test_operators_in_every_wrap(vocabulary, name):
     found = [(case, examine(case)) for case in cases(vocabulary.ops[name], most=2)]

@@ -43,6 +43,8 @@ class Reads(TorchFunctionMode):
         self.on_read = on_read
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if torch.compiler.is_dynamo_compiling():  # the body of a `cond`, which is refused if it reads numbers
+            return function(*args, **(kwargs or {}))
         if function == Tensor.data.__get__:
             return args[0].detach()
         if function == Tensor.data.__set__:

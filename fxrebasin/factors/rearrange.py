@@ -34,8 +34,10 @@ class Factors(Relating):
 
     def take(self, value: Value, dim: int, index: np.ndarray) -> Value:
         """index_select with a constant index; an index may come more than once. Where index is -1 the result holds a
-        constant."""
+        constant; other numbers than positions raise ValueError."""
         index = np.asarray(index, dtype=np.int64)
+        if index.size and not -1 <= index.min() <= index.max() < value.shape[dim]:
+            raise ValueError(f"positions {index.min()} to {index.max()} of an axis of {value.shape[dim]}")
         count = np.bincount(index[index >= 0], minlength=value.shape[dim])
         while True:
             mixed = next((block for block in value.blocks if block.segments[dim].atoms

@@ -156,7 +156,7 @@ def _cut(node: fx.Node) -> tuple[int, ...]:
     if "select" in str(node.target):
         return (first % size,)
     if "narrow" in str(node.target):
-        return tuple(range(first, first + node.args[3]))
+        return tuple(range(first % size, first % size + node.args[3]))
     return tuple(range(size)[slice(*node.args[2:5])])
 
 

@@ -170,11 +170,12 @@ def slice_(call: Call):
     return call.factors.take(value, dim, _sliced(call, value.shape[dim]))
 
 
-@rearrangement("narrow.default", sample=lambda T: (T(2, 7), 1, 2, 3), moves=True)
+@rearrangement("narrow.default", sample=(lambda T: (T(2, 7), 1, 2, 3), lambda T: (T(2, 7), -1, -3, 3)), moves=True)
 def narrow(call: Call):
     value = call.args["self"]
-    start = call.args["start"]
-    return call.factors.take(value, call.dim(value), np.arange(start, start + call.args["length"]))
+    dim, start = call.dim(value), call.args["start"]
+    start += value.shape[dim] * (start < 0)
+    return call.factors.take(value, dim, np.arange(start, start + call.args["length"]))
 
 
 def _overwrite(call: Call, value: Value, source: Value, dim: int, index: np.ndarray) -> Value:
