@@ -104,7 +104,7 @@ def load(path: Path, digest: str, most: int, only: str | None) -> dict:
     if path.exists():
         earlier = json.loads(path.read_text())
         if only or (earlier["sources"], earlier["most"]) == (digest, most):
-            data = {**earlier, "sources": digest}
+            data = {**earlier, "sources": digest if earlier["sources"] == digest else f"{earlier['sources']}, {digest} for some"}
     if only:
         data["ops"] = {name: row for name, row in data["ops"].items() if not re.search(only, name)}
     return data

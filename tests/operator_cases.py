@@ -111,6 +111,7 @@ class Wrapped(nn.Module):
     def __init__(self, case: Case, seed: int = 0):
         super().__init__()
         self.case, self.dtypes = case, {}
+        self.casts = case.op in ("float", "cfloat", "half", "chalf", "bfloat16")  # to numbers that are rounded more coarsely
         generator = torch.Generator().manual_seed(seed)
         for k in case.learned:
             tensor = case.leaves[k].detach()

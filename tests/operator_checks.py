@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import fxrebasin as fxr
 
 SOUND = 1e-9  # relative change of an output in float64 that counts as none
+COARSE = 1e-6  # the same behind a cast to float32; half precision is left to what rounding does to it
 ELEMENTS = 3
 
 
@@ -32,7 +33,8 @@ def run(module: nn.Module, state: Mapping[str, Tensor], inputs: Sequence[Tensor]
     """The outputs with another state; random draws are always the same."""
     torch.manual_seed(0)
     with torch.no_grad():
-        return torch.func.functional_call(module, dict(state), tuple(x.clone() for x in inputs))
+        held = {name: x.clone() for name, x in state.items()}  # some ops write to it
+        return torch.func.functional_call(module, held, tuple(x.clone() for x in inputs))
 
 
 def change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
@@ -63,7 +65,7 @@ def noise(module: nn.Module, state: Mapping[str, Tensor], inputs: Sequence[Tenso
     worst = 0.0
     for _ in range(3):
         noisy = {name: x * (1 + 1e-15 * torch.randn(x.shape, dtype=torch.double, generator=generator)) for name, x in state.items()}
-        worst = max(worst, change(before, run(module, noisy, inputs)))
+        worst = max(worst, _error(module, noisy, inputs, before))
     return worst
 
 
@@ -78,7 +80,8 @@ def examine(case: Case) -> Outcome:
         return Outcome("unusable", str(error))
     except Exception as error:  # noqa: BLE001  whatever torch raises of arguments that it does not take
         return Outcome("unusable", f"{type(error).__name__}: {error}"[:200])
-    captured = zlib.crc32(case.op.encode()) % 10 == 0 and case.wrap == "linear" and not case.variant  # some in any case
+    captured = "embedding" in case.op or (  # rows are made shorter in place, which tracing does not see; and some in any case
+        zlib.crc32(case.op.encode()) % 10 == 0 and case.wrap == "linear" and not case.variant)
     return examined(module, inputs, [lambda: case.inputs(1), lambda: case.inputs(2, longer=1)], not captured)
 
 
@@ -101,8 +104,13 @@ def inferred(module: nn.Module, inputs, traceable: bool = True) -> fxr.Spec:
 def _program(module: nn.Module, inputs):
     try:
         program = traced(module, inputs)
+        torch.manual_seed(0)
     except Exception:  # noqa: BLE001  whatever tracing cannot do, the capture may, or refuses with a reason
         return None
+    other = {name: 1.7 * x for name, x in module.state_dict().items()}  # a write that tracing does not see shows in numbers
+    with torch.no_grad():
+        if change(run(module, other, inputs), program.module(*other.values(), *inputs)) > SOUND:
+            return None
     schemas = [getattr(node.target, "_schema", None) for node in program.module.graph.nodes if node.op == "call_function"]
     return None if any(schema is not None and schema.is_mutable for schema in schemas) else program
 
@@ -121,8 +129,12 @@ def _tried(module: nn.Module, spec: fxr.Spec, ways: Sequence[Callable[[], Sequen
         measured = True
         for element in range(ELEMENTS):
             alignment = spec.random(element)
+            sound = COARSE if getattr(module, "casts", False) else SOUND
             gap = _error(module, alignment.apply(state), inputs, before)
-            if gap > SOUND and gap > 100 * noise(module, state, inputs, before):
+            shaken = noise(module, state, inputs, before) if gap > sound else 0.0
+            if shaken > 1e-3:  # a singular matrix: nothing but rounding
+                return Outcome("unmeasured", order=spec.order)
+            if gap > max(sound, 100 * shaken):
                 return Outcome("unsound", f"{gap:.1e} on {'other' if seed else 'the example'} inputs: "
                                f"{_guilty(module, spec, alignment, inputs, before)}", spec.order)
     return Outcome("sound" if measured else "unmeasured", order=spec.order)
