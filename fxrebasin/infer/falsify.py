@@ -20,8 +20,8 @@ from ..spec import Spec
 
 DRAWS = (("ordinary", 0), ("ordinary", 1), ("duplicates", 2), ("ordinary", 3), ("zeros", 4), ("large", 5))
 # Multiplications in one run of a network that is tried; and for each operation, as a tracer takes its time.
-LARGEST = 200_000_000
-FOR_EACH = 3_000_000
+LARGEST = 100_000_000
+FOR_EACH = 800_000
 # Shaken runs before a change counts: scores that are equal at zeros are told apart in each of them at random.
 PATIENT = 32
 WHY = "a reordering changes what the network computes at random numbers"
