@@ -16,6 +16,7 @@ from ..evaluate import Outcome
 
 ALLOWED = 64.0  # units in the last place, of the coarsest type on the way, that each number may be off
 
+UNDERFLOW = 1e3  # of the least normal number of a type: smaller differences are none
 MOST = 0.1  # so much at most: a change of the function is larger
 
 
@@ -91,16 +92,17 @@ def rounding_of(program: Program) -> float:
 
 
 def as_outcome(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> Outcome:
-    """Outputs of the module beside those in float64: what is no longer a finite number in its own precision,
-    and is one in float64, is left out of the comparison; so are outputs of runs that the module was not
-    given."""
+    """Outputs of the module beside those in float64. Left out of the comparison is what in its own precision is
+    no longer finite, or too small to be held, and outputs of runs that the module was not given."""
     outputs = {}
     for path, value in exact.items():
         if path not in found:
             continue
         own = found[path].to(value.device, value.dtype)
         if value.is_floating_point() or value.is_complex():
-            own = torch.where(torch.isfinite(value) & ~torch.isfinite(own), value, own)
+            lost = torch.isfinite(value) & ~torch.isfinite(own)
+            least = UNDERFLOW * torch.finfo(found[path].dtype).tiny if found[path].dtype.itemsize > 1 else 0.0
+            own = torch.where(lost | ((own - value).abs() <= least), value, own)
         outputs[path] = own
     return Outcome(outputs, {})
 
