@@ -118,8 +118,15 @@ def test_all_that_takes_states_takes_them_so(way):
     expected = odd(fxr.transport(a, fine, b, pi))
     assert list(result) == list(expected) and all(torch.equal(result[k], v) for k, v in expected.items())
     assert quietly(lambda: fxr.find_equivalence(SPEC, odd(a), moved)) is not None
+    merged, wanted = (quietly(lambda: fxr.merge([s, b], spec=SPEC)) for s in (odd(a), a))
+    assert all(torch.equal(merged[k], wanted[k]) for k in wanted)
     mixed = quietly(lambda: fxr.transport(a, odd(fine), b, pi))  # each file has a form of its own
     assert list(mixed) == list(b)
+
+
+def test_verify_takes_a_state_so():
+    with pytest.warns(FitNote, match="^the state: "):
+        assert fxr.verify(Encoder(), IDS, SPEC.random(1), state=everything(state_of())).equivalent
 
 
 def test_what_fits_is_taken_as_it_is():

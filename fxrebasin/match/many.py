@@ -15,6 +15,7 @@ from ..alignment import Alignment
 from ..errors import FxrebasinError, StateError
 from ..spec import Spec
 from ..spec.dtypes import wide
+from ..spec.fitting import fitted
 from ..spec.roles import agree
 from ..statistics import measured, pooled
 
@@ -54,6 +55,8 @@ def merge(states: Sequence[State], weights: Sequence[float] | None = None, *, sp
     Raises StateError if states differ in what they hold.
     """
     weights = [1 / len(states)] * len(states) if weights is None else [w / sum(weights) for w in weights]
+    if spec is not None:
+        states = [fitted(spec, state, f"state {k}")[0] for k, state in enumerate(states)]
     told = pooled(spec, states, weights)
     result = {}
     for name, first in states[0].items():

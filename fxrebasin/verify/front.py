@@ -18,6 +18,8 @@ from ..evaluate import Comparison, Outcome, Trial, draw_inputs, draw_state, give
 from ..evaluate.ops import compares
 from ..infer.runs import captured, inputs_in
 from ..rewrite import beside, mapped
+from ..spec import Spec
+from ..spec.fitting import fitted
 from .blame import Blame, blame
 from .evidence import TOLERANCE, Evidence, Run, place
 from .module import agree_as_they_are, as_outcome, Module, rounding_of
@@ -56,6 +58,8 @@ def verify(model: nn.Module | ExportedProgram | Program, example_inputs: Any, al
     if not isinstance(model, nn.Module) and state is None:
         state = model.state_dict if isinstance(model, ExportedProgram) else None
     own = dict(model.state_dict() if isinstance(model, nn.Module) and state is None else state or {})
+    if state is not None and isinstance(spec := getattr(alignment, "spec", None), Spec):
+        own = dict(fitted(spec, own, "the state")[0])
     moved = _applied(alignment, own)
     if isinstance(model, Program):
         program, given = model, _given(model, example_inputs)
