@@ -1,19 +1,21 @@
-"""Families of transformers, as save_pretrained writes them, through the command line: match, transport, verify.
+"""Families of transformers, as save_pretrained writes them, through the command line: match, transport,
+verify.
 
     python -m benchmarks.families [--only PATTERN] [--table]
 
-For each family a tiny model A is saved, its fine-tuning F (A under noise) and a new base B that is a planted permutation
-of A: three folders whose files go by the names that the library gives them. Then, on those folders,
+For each family a tiny model A is saved, its fine-tuning F (A under noise) and a new base B that is a planted
+permutation of A: three folders whose files go by the names that the library gives them. Then, on those
+folders,
 
     fxrebasin match A A B -o pi           the objective must be 1
     fxrebasin transport A A F B -o T      T's files must have B's names, and T must compute what F does
     fxrebasin verify A --alignment pi     the function must stay
     fxrebasin verify A A B                B must be found to be a permuted A
 
-`converted`: how many entries of the file go by other names than in the module. `order`: of the symmetries. `F - T`: the
-largest difference of the outputs of F and of T, both loaded with from_pretrained, relative to the largest output, in
-float32; `F - A` beside it: what the fine-tuning did, so that a T without it would not pass. `--table` writes
-results/families.md.
+`converted`: how many entries of the file go by other names than in the module. `order`: of the symmetries. `F
+- T`: the largest difference of the outputs of F and of T, both loaded with from_pretrained, relative to the
+largest output, in float32; `F - A` beside it: what the fine-tuning did, so that a T without it would not
+pass. `--table` writes results/families.md.
 """
 
 from __future__ import annotations
@@ -42,36 +44,95 @@ from fxrebasin.cli.model import load_model
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 TEXT = {**TINY, "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 IMAGE = {**TINY, "image_size": 16, "patch_size": 8, "num_labels": 3}
-FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {  # name -> model class, configuration class, its arguments
+FAMILIES: dict[
+    str, tuple[str, str, dict[str, Any]]
+] = {  # name -> model class, configuration class, its arguments
     "BERT": ("BertForSequenceClassification", "BertConfig", TEXT),
     "RoBERTa": ("RobertaForMaskedLM", "RobertaConfig", {**TEXT, "max_position_embeddings": 40}),
     "ELECTRA": ("ElectraForPreTraining", "ElectraConfig", {**TEXT, "embedding_size": 16}),
-    "DistilBERT": ("DistilBertForMaskedLM", "DistilBertConfig",
-                   {"vocab_size": 64, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}),
-    "GPT-2": ("GPT2LMHeadModel", "GPT2Config", {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4,
-                                                "bos_token_id": 1, "eos_token_id": 2}),
+    "DistilBERT": (
+        "DistilBertForMaskedLM",
+        "DistilBertConfig",
+        {"vocab_size": 64, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
+    ),
+    "GPT-2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
+    ),
     "GPT-NeoX": ("GPTNeoXForCausalLM", "GPTNeoXConfig", TEXT),
-    "OPT": ("OPTForCausalLM", "OPTConfig", {"vocab_size": 64, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48,
-                                            "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0,
-                                            "bos_token_id": 1, "eos_token_id": 2}),
+    "OPT": (
+        "OPTForCausalLM",
+        "OPTConfig",
+        {
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "word_embed_proj_dim": 32,
+            "ffn_dim": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
     "Llama": ("LlamaForCausalLM", "LlamaConfig", {**TEXT, "num_key_value_heads": 2}),
     "Mistral": ("MistralForCausalLM", "MistralConfig", {**TEXT, "num_key_value_heads": 2}),
     "Gemma": ("GemmaForCausalLM", "GemmaConfig", {**TEXT, "num_key_value_heads": 2, "head_dim": 8}),
     "Qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {**TEXT, "num_key_value_heads": 2}),
     "Phi-3": ("Phi3ForCausalLM", "Phi3Config", {**TEXT, "num_key_value_heads": 2}),
-    "Mixtral": ("MixtralForCausalLM", "MixtralConfig", {**TEXT, "num_key_value_heads": 2, "num_local_experts": 3}),
-    "Qwen2-MoE": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig",
-                  {**TEXT, "num_key_value_heads": 2, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-                   "shared_expert_intermediate_size": 24}),
-    "T5": ("T5ForConditionalGeneration", "T5Config", {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48,
-                                                      "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}),
+    "Mixtral": (
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {**TEXT, "num_key_value_heads": 2, "num_local_experts": 3},
+    ),
+    "Qwen2-MoE": (
+        "Qwen2MoeForCausalLM",
+        "Qwen2MoeConfig",
+        {
+            **TEXT,
+            "num_key_value_heads": 2,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 24,
+        },
+    ),
+    "T5": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {
+            "vocab_size": 64,
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 48,
+            "num_layers": 2,
+            "num_heads": 4,
+            "decoder_start_token_id": 0,
+        },
+    ),
     "ViT": ("ViTForImageClassification", "ViTConfig", IMAGE),
     "DINOv2": ("Dinov2ForImageClassification", "Dinov2Config", {**IMAGE, "mlp_ratio": 2}),
-    "CLIP": ("CLIPModel", "CLIPConfig", {
-        "text_config": {**TEXT, "max_position_embeddings": 24}, "vision_config": {**TINY, "image_size": 16, "patch_size": 8},
-        "projection_dim": 16}),
-    "ResNet": ("ResNetForImageClassification", "ResNetConfig",
-               {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "num_labels": 3}),
+    "CLIP": (
+        "CLIPModel",
+        "CLIPConfig",
+        {
+            "text_config": {**TEXT, "max_position_embeddings": 24},
+            "vision_config": {**TINY, "image_size": 16, "patch_size": 8},
+            "projection_dim": 16,
+        },
+    ),
+    "ResNet": (
+        "ResNetForImageClassification",
+        "ResNetConfig",
+        {
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "layer_type": "basic",
+            "num_labels": 3,
+        },
+    ),
 }
 NOISE = 0.05  # of a fine-tuning, relative to the size of each tensor
 CLOSE = 1e-4  # relative: float32 rounding through two layers
@@ -157,10 +218,17 @@ def measure(name: str, place: Path) -> dict[str, Any]:
     transport = command("transport", folder["A"], folder["A"], folder["F"], folder["B"], "-o", folder["T"])
     kept = command("verify", folder["A"], "--alignment", pi)
     equal = command("verify", folder["A"], folder["A"], folder["B"])
-    row = {"family": name, "entries": len(state), "order": f"10^{spec.log10_order:.0f}",
-           "converted": len(set(form_of(folder["A"]).files) - set(state)),
-           "status": [match[0], transport[0], kept[0], equal[0]], "objective": match[1].get("objective"),
-           "said": [*dict.fromkeys(line for each in (match, transport, kept, equal) for line in each[2].splitlines())]}
+    row = {
+        "family": name,
+        "entries": len(state),
+        "order": f"10^{spec.log10_order:.0f}",
+        "converted": len(set(form_of(folder["A"]).files) - set(state)),
+        "status": [match[0], transport[0], kept[0], equal[0]],
+        "objective": match[1].get("objective"),
+        "said": [
+            *dict.fromkeys(line for each in (match, transport, kept, equal) for line in each[2].splitlines())
+        ],
+    }
     if not transport[0]:
         outputs = {key: loaded(folder[key])[0] for key in "AFT"}
         row |= {"names": set(form_of(folder["T"]).files) == set(form_of(folder["B"]).files),
@@ -177,10 +245,12 @@ def table(rows: list[dict[str, Any]], seconds: float) -> str:
     lines = [f"| {r['family']} | {r['entries']} | {r['converted']} | {r['order']} | {r['objective']:.6f} | {r['F - T']:.0e} | "
              f"{r['F - A']:.0e} | {'yes' if right(r) else 'NO'} |" for r in rows]
     good = sum(map(right, rows))
-    return (f"# Families of transformers, by command line\n\n`python -m benchmarks.families --table`; {machine()}; "
-            f"{seconds:.0f} s. {good} of {len(rows)} right.\n\n"
-            "| family | entries | converted | order | objective | F - T | F - A | match, transport, verify twice |\n"
-            "|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n")
+    return (
+        f"# Families of transformers, by command line\n\n`python -m benchmarks.families --table`; {machine()}; "
+        f"{seconds:.0f} s. {good} of {len(rows)} right.\n\n"
+        "| family | entries | converted | order | objective | F - T | F - A | match, transport, verify twice |\n"
+        "|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
+    )
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """What an alignment was matched from and to, in so few numbers that they fit into its file.
 
-A fingerprint is a sample of a state's parameters: a few numbers of a few tensors, each tensor's at unit size, in half
-precision. Rounding a state to half precision moves it by less than a hundredth, another training run by more than one:
-so it tells the state itself, roundings and fine-tunings of it from any other state, permuted copies included.
+A fingerprint is a sample of a state's parameters: a few numbers of a few tensors, each tensor's at unit size,
+in half precision. Rounding a state to half precision moves it by less than a hundredth, another training run
+by more than one: so it tells the state itself, roundings and fine-tunings of it from any other state,
+permuted copies included.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def fingerprint(spec: Spec, state: State) -> str:
 
 
 def sample(spec: Spec, state: State) -> np.ndarray:
-    """Some numbers of some parameters, each tensor's at unit root mean square; empty if they are not at hand."""
+    """Some numbers of some parameters, each tensor's at unit root mean square; empty if they are not at
+    hand."""
     found = []
     for name in _chosen(spec):
         tensor = state[name]

@@ -1,9 +1,9 @@
 """Running statistics: what they are beside, how they are carried, pooled, and measured again.
 
-A running variance is positive, and what a fine-tuning did to it is a factor. A running mean is a number of deviations
-away from where it was. So what is carried is var_ft / var_A and (mean_ft - mean_A) / sqrt(var_A), and it arrives as
-var_B * factor^alpha and mean_B + alpha * shift * sqrt(var_B). Where a channel is dead in a state, and its variance
-next to nothing, no factor can be had: the target keeps what it has.
+A running variance is positive, and what a fine-tuning did to it is a factor. A running mean is a number of
+deviations away from where it was. So what is carried is var_ft / var_A and (mean_ft - mean_A) / sqrt(var_A),
+and it arrives as var_B * factor^alpha and mean_B + alpha * shift * sqrt(var_B). Where a channel is dead in a
+state, and its variance next to nothing, no factor can be had: the target keeps what it has.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ DEAD = 1e-10  # relative to the largest variance of the same norm
 WAYS = ("ratio", "target")  # of transporting them
 
 
-def statistics_of(spec: Spec | None, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, str | None]:
-    """Every running variance -> None, and every running mean -> the variance beside it in its module, if there is
-    one. Without a spec, entries of these shapes are known by their names."""
+def statistics_of(
+    spec: Spec | None, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, str | None]:
+    """Every running variance -> None, and every running mean -> the variance beside it in its module, if
+    there is one. Without a spec, entries of these shapes are known by their names."""
     shapes = spec.names if spec is not None else shapes or {}
     roles = {name: by_name(name) if spec is None else kind(spec.role(name)) for name in shapes}
     variances = [name for name, role in roles.items() if role == VARIANCE]
@@ -43,7 +45,7 @@ def _place(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-# ---- carried -------------------------------------------------------------------------------------------------------
+# ---- carried ---------------------------------------------------------------------------------------------
 
 
 def changes(spec: Spec, base: State, finetuned: State) -> dict[str, torch.Tensor]:
@@ -83,11 +85,12 @@ def _alive(variance: torch.Tensor) -> torch.Tensor:
     return variance > DEAD * variance.max() if variance.numel() else variance > 0
 
 
-# ---- pooled --------------------------------------------------------------------------------------------------------
+# ---- pooled ----------------------------------------------------------------------------------------------
 
 
 def pooled(spec: Spec | None, states: list[State], weights: list[float]) -> dict[str, torch.Tensor]:
-    """Mean and variance of what several states saw together: the variance within, and that between their means."""
+    """Mean and variance of what several states saw together: the variance within, and that between their
+    means."""
     shapes = {name: tuple(t.shape) for name, t in states[0].items()
               if isinstance(t, torch.Tensor) and t.is_floating_point()}
     beside = statistics_of(spec, shapes)
@@ -104,14 +107,15 @@ def pooled(spec: Spec | None, states: list[State], weights: list[float]) -> dict
     return found
 
 
-# ---- measured again ------------------------------------------------------------------------------------------------
+# ---- measured again --------------------------------------------------------------------------------------
 
 
 def measured(model: nn.Module, state: State, inputs: Iterable[Any]) -> dict[str, torch.Tensor]:
-    """The statistics of a module's batch norms on `inputs` (batches, each as for `infer`), with a state's weights.
+    """The statistics of a module's batch norms on `inputs` (batches, each as for `infer`), with a state's
+    weights.
 
-    Every batch counts alike. The module is left as it was. Statistics that no batch norm of torch keeps are not
-    measured. Raises FxrebasinError without batches.
+    Every batch counts alike. The module is left as it was. Statistics that no batch norm of torch keeps are
+    not measured. Raises FxrebasinError without batches.
     """
     twin = copy.deepcopy(model).eval()
     own = twin.state_dict()

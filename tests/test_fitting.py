@@ -1,4 +1,5 @@
-"""Names as people's files have them: fitted step by step, said, and undone; what does not fit is refused as before."""
+"""Names as people's files have them: fitted step by step, said, and undone; what does not fit is refused as
+before."""
 
 from __future__ import annotations
 
@@ -76,12 +77,22 @@ def everything(state):
     return prefixed("module.")(gamma(tied_once(older(state))))
 
 
-WAYS = {"module.": prefixed("module."), "_orig_mod.": prefixed("_orig_mod."), "model.": prefixed("model."),
-        "lightning": prefixed("net.backbone."), "module._orig_mod.": prefixed("module._orig_mod."),
-        "without base": without_base, "gamma": gamma, "tied once": tied_once, "tied the other way": tied_the_other_way,
-        "older": older, "compiled inside": compiled_inside, "everything": everything,
-        "gamma under a prefix": lambda s: prefixed("model.")(gamma(s)),
-        "no base, under a prefix": lambda s: prefixed("model.")(without_base(s))}
+WAYS = {
+    "module.": prefixed("module."),
+    "_orig_mod.": prefixed("_orig_mod."),
+    "model.": prefixed("model."),
+    "lightning": prefixed("net.backbone."),
+    "module._orig_mod.": prefixed("module._orig_mod."),
+    "without base": without_base,
+    "gamma": gamma,
+    "tied once": tied_once,
+    "tied the other way": tied_the_other_way,
+    "older": older,
+    "compiled inside": compiled_inside,
+    "everything": everything,
+    "gamma under a prefix": lambda s: prefixed("model.")(gamma(s)),
+    "no base, under a prefix": lambda s: prefixed("model.")(without_base(s)),
+}
 
 
 def quietly(act):
@@ -146,12 +157,25 @@ def test_the_report_says_what_was_done():
         assert re.search(pattern, text), (pattern, text)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: {k: v for k, v in prefixed("module.")(s).items() if k != "module.back.bias"}, "lacks 'back.bias'"),
-    (lambda s: {**prefixed("module.")(s), "module.other.weight": torch.zeros(3)}, "has unexpected 'module.other.weight'"),
-    (lambda s: {**s, "base.attn.bias": torch.zeros(6)}, "has unexpected 'base.attn.bias'"),
-    (lambda s: {**s, "model.back.bias": torch.zeros(6)}, "has unexpected 'model.back.bias'"),
-    (lambda s: {"x." + k if "norm" in k else "y." + k: v for k, v in s.items() if k != "back.bias"}, "lacks 'back.bias'")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda s: {k: v for k, v in prefixed("module.")(s).items() if k != "module.back.bias"},
+            "lacks 'back.bias'",
+        ),
+        (
+            lambda s: {**prefixed("module.")(s), "module.other.weight": torch.zeros(3)},
+            "has unexpected 'module.other.weight'",
+        ),
+        (lambda s: {**s, "base.attn.bias": torch.zeros(6)}, "has unexpected 'base.attn.bias'"),
+        (lambda s: {**s, "model.back.bias": torch.zeros(6)}, "has unexpected 'model.back.bias'"),
+        (
+            lambda s: {"x." + k if "norm" in k else "y." + k: v for k, v in s.items() if k != "back.bias"},
+            "lacks 'back.bias'",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused(change, message):
     with pytest.raises(fxr.StateError, match=message):
         quietly(lambda: SPEC.random().apply(change(state_of())))
@@ -176,11 +200,19 @@ def tiny(name: str):
     transformers.logging.set_verbosity_error()
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     text = {**size, "vocab_size": 32, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    made = {"vit": lambda: transformers.ViTForImageClassification(
-                transformers.ViTConfig(**size, image_size=8, patch_size=4)),
-            "mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**text, num_local_experts=3)),
-            "qwen2_moe": lambda: transformers.Qwen2MoeForCausalLM(transformers.Qwen2MoeConfig(
-                **text, num_experts=3, moe_intermediate_size=8, shared_expert_intermediate_size=8))}
+    made = {
+        "vit": lambda: transformers.ViTForImageClassification(
+            transformers.ViTConfig(**size, image_size=8, patch_size=4)
+        ),
+        "mixtral": lambda: transformers.MixtralForCausalLM(
+            transformers.MixtralConfig(**text, num_local_experts=3)
+        ),
+        "qwen2_moe": lambda: transformers.Qwen2MoeForCausalLM(
+            transformers.Qwen2MoeConfig(
+                **text, num_experts=3, moe_intermediate_size=8, shared_expert_intermediate_size=8
+            )
+        ),
+    }
     return made[name]()
 
 

@@ -103,7 +103,9 @@ def test_a_table_that_differs_is_matched():
 HALVES = torch.tensor([1.0] * 5 + [2.0] * 6 + [3.0])
 
 
-@pytest.mark.parametrize("table", [sinusoids(), HALVES.expand(5, 12).clone(), torch.ones(5, 12)], ids=["all", "some", "none"])
+@pytest.mark.parametrize(
+    "table", [sinusoids(), HALVES.expand(5, 12).clone(), torch.ones(5, 12)], ids=["all", "some", "none"]
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_what_may_move_is_recovered(table, seed):
     module = Tables(table)
@@ -115,9 +117,16 @@ def test_what_may_move_is_recovered(table, seed):
     assert held.spec.order * math.factorial(12) == spec.order * stream
 
 
-@pytest.mark.parametrize("rows, heads, units", [
-    ([[1, 1, 1, 1]] * 3, 6, 24 ** 3), ([[1, 1, 2, 2]] * 3, 6, 4 ** 3), ([[1, 1, 2, 2]] * 2 + [[5, 5, 5, 5]], 2, 4 * 4 * 24),
-    ([[1, 2, 3, 4]] * 3, 6, 1), ([[1, 2, 3, 4], [1, 2, 3, 4], [5, 6, 7, 8]], 2, 1)])
+@pytest.mark.parametrize(
+    "rows, heads, units",
+    [
+        ([[1, 1, 1, 1]] * 3, 6, 24**3),
+        ([[1, 1, 2, 2]] * 3, 6, 4**3),
+        ([[1, 1, 2, 2]] * 2 + [[5, 5, 5, 5]], 2, 4 * 4 * 24),
+        ([[1, 2, 3, 4]] * 3, 6, 1),
+        ([[1, 2, 3, 4], [1, 2, 3, 4], [5, 6, 7, 8]], 2, 1),
+    ],
+)
 def test_heads_and_their_units(rows, heads, units):
     module = PerHead(torch.tensor(rows).float().reshape(-1))
     spec = spec_of(module)

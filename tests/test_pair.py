@@ -78,10 +78,20 @@ def test_the_right_pair_passes_in_any_precision(dtype):
         fxr.transport(low(B), low(tuned(B)), low(A), PI.inverse())
 
 
-@pytest.mark.parametrize("given, message", [
-    ((state_of(5), F, B), "the base is not the state that the alignment was matched from: give that one, or match again"),
-    ((B, F, A), "the base is what the alignment leads to, not what it starts from: are BASE and TARGET swapped"),
-    ((F, A, B), "the base is not quite: are BASE and FINETUNED swapped")])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (
+            (state_of(5), F, B),
+            "the base is not the state that the alignment was matched from: give that one, or match again",
+        ),
+        (
+            (B, F, A),
+            "the base is what the alignment leads to, not what it starts from: are BASE and TARGET swapped",
+        ),
+        ((F, A, B), "the base is not quite: are BASE and FINETUNED swapped"),
+    ],
+)
 def test_a_wrong_pair_is_refused(given, message):
     for act in (fxr.transport, lambda *a, **k: dict(transported(*a, **k))):
         with pytest.raises(fxr.StateError, match=message) as caught:
@@ -121,7 +131,9 @@ def with_vocabulary(size: int):
     return {**F, "embedding.weight": torch.cat([rows, more])}
 
 
-@pytest.mark.parametrize("act", [fxr.transport, lambda *a, **k: dict(transported(*a, **k))], ids=["whole", "by part"])
+@pytest.mark.parametrize(
+    "act", [fxr.transport, lambda *a, **k: dict(transported(*a, **k))], ids=["whole", "by part"]
+)
 @pytest.mark.parametrize("classes", [2, 9])
 def test_a_new_head_is_carried_whole(classes, act):
     fine = with_head(classes)
@@ -133,7 +145,9 @@ def test_a_new_head_is_carried_whole(classes, act):
     assert all(torch.equal(result[k], plain[k]) for k in result if not k.startswith("head"))
 
 
-@pytest.mark.parametrize("act", [fxr.transport, lambda *a, **k: dict(transported(*a, **k))], ids=["whole", "by part"])
+@pytest.mark.parametrize(
+    "act", [fxr.transport, lambda *a, **k: dict(transported(*a, **k))], ids=["whole", "by part"]
+)
 @pytest.mark.parametrize("size", [10, 15])
 def test_a_resized_vocabulary_gets_its_task_vector_and_its_new_rows(size, act):
     fine = with_vocabulary(size)
@@ -151,10 +165,22 @@ def test_the_target_may_keep_its_own():
     assert not torch.equal(result["inner.weight"], B["inner.weight"])
 
 
-@pytest.mark.parametrize("fine, how, message", [
-    (with_head(9), "error", r"'head.weight' has shape \(9, 16\), and \(5, 16\) in its base: give mismatched=.finetuned."),
-    (state_of(7, width=6), "finetuned", "axis 1 is one that the alignment moves: it is a fine-tuning of another base"),
-    (with_head(9), "drop", "mismatched must be one of 'error', 'finetuned', 'target', not 'drop'")])
+@pytest.mark.parametrize(
+    "fine, how, message",
+    [
+        (
+            with_head(9),
+            "error",
+            r"'head.weight' has shape \(9, 16\), and \(5, 16\) in its base: give mismatched=.finetuned.",
+        ),
+        (
+            state_of(7, width=6),
+            "finetuned",
+            "axis 1 is one that the alignment moves: it is a fine-tuning of another base",
+        ),
+        (with_head(9), "drop", "mismatched must be one of 'error', 'finetuned', 'target', not 'drop'"),
+    ],
+)
 def test_other_shapes_are_refused(fine, how, message):
     with pytest.raises(fxr.FxrebasinError, match=message):
         fxr.transport(A, fine, B, PI, mismatched=how)
@@ -173,8 +199,10 @@ def files(tmp_path, monkeypatch):
                            "out.safetensors"]
 
 
-@pytest.mark.parametrize("which, how, expected", [("head", "finetuned", "finetuned"), ("words", "finetuned", "finetuned"),
-                                                  ("head", "target", "target")])
+@pytest.mark.parametrize(
+    "which, how, expected",
+    [("head", "finetuned", "finetuned"), ("words", "finetuned", "finetuned"), ("head", "target", "target")],
+)
 def test_mismatched_on_the_command_line(files, capsys, which, how, expected):
     assert run(files("a", which, "b")) == 2
     assert "give mismatched=\"finetuned\" (--mismatched finetuned)" in capsys.readouterr().err

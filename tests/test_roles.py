@@ -121,8 +121,13 @@ def test_several_runs_reach_more():
     assert not any(map(roles.is_outside, spec.roles.values())) and spec.roles["norm.running_var"] == roles.VARIANCE
 
 
-@pytest.mark.parametrize("made", [lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}, dtype=torch.qint8),
-                                  lambda m: m.register_buffer("q", torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)) or m])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}, dtype=torch.qint8),
+        lambda m: m.register_buffer("q", torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)) or m,
+    ],
+)
 def test_quantised_modules_get_one_line(made):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

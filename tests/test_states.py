@@ -1,4 +1,5 @@
-"""States as people have them: odd dtypes, broken ties, integers that differ, infinities, tensors no code can move."""
+"""States as people have them: odd dtypes, broken ties, integers that differ, infinities, tensors no code can
+move."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def test_storage_types_are_widened_for_arithmetic(dtype):
     assert all((found.permutations[g] == pi.permutations[g]).all() for g in pi.permutations)
 
 
-@pytest.mark.parametrize("dtype, size", [(torch.float16, 4e4), (torch.float8_e4m3fn, 300.0), (torch.float32, 3e38)])
+@pytest.mark.parametrize(
+    "dtype, size", [(torch.float16, 4e4), (torch.float8_e4m3fn, 300.0), (torch.float32, 3e38)]
+)
 def test_a_sum_out_of_range_is_refused(dtype, size):
     spec = fxr.infer(network(), X)
     base, new = ({k: torch.zeros_like(v, dtype=dtype) for k, v in state_of(0).items()} for _ in range(2))
@@ -109,12 +112,23 @@ def test_complex_task_vectors_are_carried():
 # == what cannot be moved ====================================================================================
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda v: v.to_sparse(), r"'0.weight' is sparse \(torch.sparse_coo\): give it as .to_dense\(\)"),
-    (lambda v: v.to_sparse_csr(), r"'0.weight' is sparse \(torch.sparse_csr\)"),
-    (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8), "'0.weight' is torch.qint8, not .*: dequantise it first"),
-    (lambda v: v.to(torch.int8), "'0.weight' is torch.int8, not a floating-point tensor: dequantise it first"),
-    (lambda v: v.numpy(), "'0.weight' is a ndarray, not a tensor")], ids=["coo", "csr", "quantised", "int8", "array"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda v: v.to_sparse(), r"'0.weight' is sparse \(torch.sparse_coo\): give it as .to_dense\(\)"),
+        (lambda v: v.to_sparse_csr(), r"'0.weight' is sparse \(torch.sparse_csr\)"),
+        (
+            lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8),
+            "'0.weight' is torch.qint8, not .*: dequantise it first",
+        ),
+        (
+            lambda v: v.to(torch.int8),
+            "'0.weight' is torch.int8, not a floating-point tensor: dequantise it first",
+        ),
+        (lambda v: v.numpy(), "'0.weight' is a ndarray, not a tensor"),
+    ],
+    ids=["coo", "csr", "quantised", "int8", "array"],
+)
 def test_sparse_and_quantised_states_get_one_line(change, message):
     spec = fxr.infer(network(), X)
     with warnings.catch_warnings():
@@ -149,8 +163,13 @@ def test_states_with_other_integers_are_refused(name, value):
     assert set(spec.numbers) == {"mask", "turn"} and fxr.Spec.from_json(spec.to_json()).numbers == spec.numbers
     same, other = module.state_dict(), {**module.state_dict(), name: value}
     message = f"'{name}' .index or mask. holds other numbers .*: load this state into the model, and infer and match anew"
-    for act in (lambda: spec.check(other), lambda: spec.random().apply(other), lambda: fxr.match(spec, same, other),
-                lambda: fxr.transport(same, other, same, spec.identity()), lambda: fxr.find_equivalence(spec, other, same)):
+    for act in (
+        lambda: spec.check(other),
+        lambda: spec.random().apply(other),
+        lambda: fxr.match(spec, same, other),
+        lambda: fxr.transport(same, other, same, spec.identity()),
+        lambda: fxr.find_equivalence(spec, other, same),
+    ):
         with pytest.raises(fxr.StateError, match=message):
             act()
     spec.check({**same, "step": torch.tensor(4), "mask": same["mask"].to(torch.uint8)})
@@ -230,9 +249,14 @@ def test_infinities_that_all_states_share_pass():
     assert torch.equal(fxr.merge([pi.apply(a.state_dict()), b.state_dict()])["mask"], b.mask)
 
 
-@pytest.mark.parametrize("entry, value, message", [
-    ("mask", math.nan, "'mask' holds NaN or infinity"), ("mask", math.inf, "'mask' .buffer. is infinite at other places"),
-    ("q.weight", math.inf, "'q.weight' holds NaN or infinity")])
+@pytest.mark.parametrize(
+    "entry, value, message",
+    [
+        ("mask", math.nan, "'mask' holds NaN or infinity"),
+        ("mask", math.inf, "'mask' .buffer. is infinite at other places"),
+        ("q.weight", math.inf, "'q.weight' holds NaN or infinity"),
+    ],
+)
 def test_other_infinities_are_refused(entry, value, message):
     spec = fxr.infer(Causal(), torch.randn(2, 5, 4))
     good = {k: v.clone() for k, v in Causal().state_dict().items()}

@@ -1,7 +1,8 @@
 """What transformers converts when it saves and loads, asked of transformers itself.
 
-Its modules and its files go by different names, and experts that lie in one tensor in the module lie in many in the
-file. The library keeps both ways as rules for each model; here they are turned into links between the two.
+Its modules and its files go by different names, and experts that lie in one tensor in the module lie in many
+in the file. The library keeps both ways as rules for each model; here they are turned into links between the
+two.
 """
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ State = Mapping[str, Tensor]
 
 
 def conversions(module: nn.Module | None) -> Callable[[State], list[Link]] | None:
-    """What a module's library makes of the tensors of a file, as `spec.fitting.fit` takes it; None where nothing is
-    converted: not a model of transformers, or of a version that has no such rules."""
+    """What a module's library makes of the tensors of a file, as `spec.fitting.fit` takes it; None where
+    nothing is converted: not a model of transformers, or of a version that has no such rules."""
     library = sys.modules.get("transformers")
     if library is None or not isinstance(module, getattr(library, "PreTrainedModel", ())):
         return None

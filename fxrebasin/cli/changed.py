@@ -1,4 +1,5 @@
-"""What a fine-tuning changed besides numbers: tensors that the target's file does not have, or in another shape."""
+"""What a fine-tuning changed besides numbers: tensors that the target's file does not have, or in another
+shape."""
 from __future__ import annotations
 
 from torch import Tensor
@@ -20,13 +21,18 @@ def changed_by(spec: Spec, base: Checkpoint, finetuned: Checkpoint, target: Chec
 
 def _untied(base: Checkpoint, finetuned: Checkpoint, target: Checkpoint) -> dict[str, Tensor]:
     """Tensors that the target's file leaves out, since they are tied, and one of the other two has apart."""
-    apart = [alias for alias, name in target.fit.ties.items() for state in (base, finetuned)
-             if alias not in state.fit.ties and name not in state.fit.ties and not tied(state[alias], state[name])]
+    apart = [
+        alias
+        for alias, name in target.fit.ties.items()
+        for state in (base, finetuned)
+        if alias not in state.fit.ties and name not in state.fit.ties and not tied(state[alias], state[name])
+    ]
     return {target.fit.file_of(alias): finetuned[alias].to("meta") for alias in apart}
 
 
 def _resized(spec: Spec, base: Checkpoint, finetuned: Checkpoint, target: Checkpoint) -> dict[str, Tensor]:
-    """Tensors whose shape the fine-tuning changed. Raises StateError where the target's file has them in parts."""
+    """Tensors whose shape the fine-tuning changed. Raises StateError where the target's file has them in
+    parts."""
     old, new = (dict(Fitted(each.fit, each.form.blank())) for each in (base, finetuned))
     found = {}
     for name in mismatched_names(spec, old, new, "finetuned"):

@@ -1,4 +1,5 @@
-"""What each entry of the state is: from what the module registered it as, and from what the graph does with it."""
+"""What each entry of the state is: from what the module registered it as, and from what the graph does with
+it."""
 
 from __future__ import annotations
 
@@ -11,8 +12,24 @@ from ..spec import roles as words
 from .constants import argument
 
 _COUNTERS = ("num_batches_tracked",)
-_SAME = ("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand", "permute", "transpose", "select",
-         "clone", "alias", "detach", "_to_copy", "to", "repeat", "contiguous")  # what leaves numbers as they are
+_SAME = (
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "permute",
+    "transpose",
+    "select",
+    "clone",
+    "alias",
+    "detach",
+    "_to_copy",
+    "to",
+    "repeat",
+    "contiguous",
+)  # what leaves numbers as they are
 _ROOTS = ("sqrt", "rsqrt")
 
 
@@ -34,9 +51,11 @@ def note_on(roles: dict[str, str]) -> Iterator[str]:
     names = [name for name, role in roles.items() if words.is_outside(role)]
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        yield (f"outside the example run: {', '.join(map(repr, names[:3]))}{more}: the example inputs do not reach "
-               "this, so it stays where it is while what it is used with may move: give inputs that reach it too, "
-               "infer(model, [x, y])")
+        yield (
+            f"outside the example run: {', '.join(map(repr, names[:3]))}{more}: the example inputs do not reach "
+            "this, so it stays where it is while what it is used with may move: give inputs that reach it too, "
+            "infer(model, [x, y])"
+        )
 
 
 def _plain(program: Program, name: str) -> str:
@@ -53,8 +72,8 @@ def _reached(program: Program) -> set[str]:
 
 
 def _statistics(program: Program) -> dict[str, str]:
-    """The running means and variances among the buffers: by the op that reads them, by a square root that is taken
-    of them, and by name where nothing reads them."""
+    """The running means and variances among the buffers: by the op that reads them, by a square root that is
+    taken of them, and by name where nothing reads them."""
     buffers = {name for name in program.state if program.kinds.get(name) == "buffer"}
     found = {name: words.VARIANCE for name in buffers if words.by_name(name) == words.VARIANCE}
     for node in program.module.graph.nodes:

@@ -1,8 +1,9 @@
-"""Two states made ready for a search: numbers that real arithmetic can take, and a spec that holds what must stay.
+"""Two states made ready for a search: numbers that real arithmetic can take, and a spec that holds what must
+stay.
 
-Complex tensors become pairs of real ones, so that their inner product is the real part of the complex one. What is
-infinite becomes zero. Fixed buffers, and the places of what is infinite, are held (see `spec.hold`): the search runs in
-the part of the symmetries that keeps them.
+Complex tensors become pairs of real ones, so that their inner product is the real part of the complex one.
+What is infinite becomes zero. Fixed buffers, and the places of what is infinite, are held (see `spec.hold`):
+the search runs in the part of the symmetries that keeps them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Prepared:
 def prepared(spec: Spec, source: State, target: State, infinite: Collection[str] = ()) -> Prepared:
     """The states (stacked, and known to fit together) and the spec, ready for a search.
 
-    infinite  names of tensors of the state dict that are infinite somewhere, at the same places in both states
+    infinite  names of tensors of the state dict that are infinite somewhere, at the same places in both
+              states
     """
     odd = {name for name in spec.layouts if not {name, *parts_of(spec, name)}.isdisjoint(infinite)}
     kept = {name: (_places(target[name]),) for name in odd}

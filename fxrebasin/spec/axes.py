@@ -1,7 +1,7 @@
 """The table of git-re-basin: tensor -> for each axis the name of the permutation that moves it, or None.
 
-Source: `PermutationSpec.axes_to_perm`, Git Re-Basin (Ainsworth et al. 2023). It knows whole axes alone: no concatenations,
-no heads with units within them.
+Source: `PermutationSpec.axes_to_perm`, Git Re-Basin (Ainsworth et al. 2023). It knows whole axes alone: no
+concatenations, no heads with units within them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def to_table(spec: Spec) -> dict[str, tuple[str | None, ...]]:
 
 
 def from_table(cls: type[Spec], table: Table, shapes: Mapping[str, Sequence[int]]) -> Spec:
-    """The spec that a table says, of tensors of these shapes; it is believed, and not checked against any network.
+    """The spec that a table says, of tensors of these shapes; it is believed, and not checked against any
+    network.
 
     Raises SpecError if table and shapes do not fit.
     """
@@ -51,8 +52,10 @@ def from_table(cls: type[Spec], table: Table, shapes: Mapping[str, Sequence[int]
     sites: dict[str, list[Site]] = {}
     for name, perms in table.items():
         if name not in shapes or len(perms) != len(shapes[name]):
-            raise SpecError(f"axes_to_perm has {len(perms)} axes for {name!r}, the state has "
-                            f"{len(shapes[name]) if name in shapes else 'no such tensor'}: give the shapes of this model")
+            raise SpecError(
+                f"axes_to_perm has {len(perms)} axes for {name!r}, the state has "
+                f"{len(shapes[name]) if name in shapes else 'no such tensor'}: give the shapes of this model"
+            )
         for axis, (perm, size) in enumerate(zip(perms, shapes[name])):
             if perm is not None and sizes.setdefault(perm, size) != size:
                 raise SpecError(f"{perm!r} moves {sizes[perm]} places elsewhere, and axis {axis} of {name!r} has {size}: "

@@ -1,9 +1,10 @@
 """Fitting a file to a model: its names become the model's, step by step, and all of it can be undone.
 
-Whoever trains and saves wraps modules and renames tensors: `module.` and `_orig_mod.` from wrappers, `model.` from a
-trainer, `bert.` from the base model, `gamma` and `beta` from another framework, ties that are stored once, tables that
-are no longer part of the model. A step is taken only where more names agree after it than before; each is reported in
-one line. What a model's library converts when it saves and loads comes in as `convert` (see `checkpoint.converted`).
+Whoever trains and saves wraps modules and renames tensors: `module.` and `_orig_mod.` from wrappers, `model.`
+from a trainer, `bert.` from the base model, `gamma` and `beta` from another framework, ties that are stored
+once, tables that are no longer part of the model. A step is taken only where more names agree after it than
+before; each is reported in one line. What a model's library converts when it saves and loads comes in as
+`convert` (see `checkpoint.converted`).
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Fit:
         return file.removesuffix(partner) + name if file.endswith(partner) else name
 
     def undo(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Tensors of the model, as they come, under their names in the file; what it leaves out is left out."""
+        """Tensors of the model, as they come, under their names in the file; what it leaves out is left
+        out."""
         waiting: dict[tuple[str, ...], dict[str, torch.Tensor]] = {}
         partners: dict[str, torch.Tensor] = {}  # of tied tensors, what the file has
         for name, tensor in tensors:
@@ -138,8 +140,10 @@ class Fitted(Mapping[str, torch.Tensor]):
 def fit(spec: Wanted, state: State, convert: Callable[[State], list[Link]] | None = None) -> Fit:
     """How a state fits a spec, as well as it does.
 
-    state    tensors by name; only names, shapes and dtypes are looked at, so that those on the meta device will do
-    convert  tensors by name -> links to what the model's library makes of them; those that it leaves alone are absent
+    state    tensors by name; only names, shapes and dtypes are looked at, so that those on the meta device
+             will do
+    convert  tensors by name -> links to what the model's library makes of them; those that it leaves alone
+             are absent
     """
     return _Fitting(spec, state).run(convert)
 
@@ -150,8 +154,8 @@ def agrees(spec: Wanted, state: State) -> bool:
 
 
 def fitted(spec: Wanted, state: State, what: str) -> tuple[State, Fit | None]:
-    """A state under the spec's names, as far as it fits, and how it was fitted (None: it has them). Warns of each step
-    with a FitNote."""
+    """A state under the spec's names, as far as it fits, and how it was fitted (None: it has them). Warns of
+    each step with a FitNote."""
     if agrees(spec, state) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         return state, None
     found = fit(spec, state)
@@ -220,7 +224,7 @@ class _Fitting:
             self.now |= fresh
             self.steps.append(f"{text}: {len(fresh)} names, such as {next(iter(fresh))!r}")
 
-    # ---- steps ---------------------------------------------------------------------------------------------------
+    # ---- steps --------------------------------------------------------------------------------------------
 
     def _unwrap(self) -> None:
         """Wrappers anywhere in a name, of the file or of the model."""
@@ -246,7 +250,8 @@ class _Fitting:
                 self.now |= found
 
     def _rename(self) -> None:
-        """The names of other frameworks and of older versions, under any prefix that is still to be taken off."""
+        """The names of other frameworks and of older versions, under any prefix that is still to be taken
+        off."""
         missing = self._missing()
         ends = {name[k:] for name in missing for k in (0, *_places(name))}
         for old in self._open():
@@ -259,7 +264,8 @@ class _Fitting:
             self.steps.append(f"gamma, beta and the like renamed: {len(renamed)} names, such as {renamed[0]!r}")
 
     def _convert(self, convert: Callable[[State], list[Link]] | None) -> None:
-        """What the library of the model converts, under the outer prefix at which most of it becomes known."""
+        """What the library of the model converts, under the outer prefix at which most of it becomes
+        known."""
         if convert is None:
             return
         names = {self.now[old]: old for old in self._open()}
@@ -284,7 +290,7 @@ class _Fitting:
         self.steps.append(f"converted as transformers does when it loads{off}: {score} names, such as "
                           f"{next(n for link in links for n in link.names if n in missing)!r}")
 
-    # ---- what is over --------------------------------------------------------------------------------------------
+    # ---- what is over -------------------------------------------------------------------------------------
 
     def _ties(self, there: set[str]) -> dict[str, str]:
         """Names of tied tensors that the file leaves out."""

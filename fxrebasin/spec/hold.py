@@ -1,8 +1,9 @@
 """Values that stay in place: the part of a spec's symmetries that moves no held number onto another.
 
-A buffer that is the same in both states (a sinusoidal table, a window, a mask) is not matched but kept: an axis that it
-has may exchange those positions alone at which it is equal. So its factor is *cut* into classes of equal positions, each
-a group of its own; positions like no other stay. What is found within the part is `lift`ed to the whole.
+A buffer that is the same in both states (a sinusoidal table, a window, a mask) is not matched but kept: an
+axis that it has may exchange those positions alone at which it is equal. So its factor is *cut* into classes
+of equal positions, each a group of its own; positions like no other stay. What is found within the part is
+`lift`ed to the whole.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from .layout import Axis, Block, Group, Site
 if TYPE_CHECKING:
     from .value import Spec
 
-MOST = 16  # classes of one factor that may move: each more cuts every tensor again, and the smallest are pinned
+MOST = (
+    16  # classes of one factor that may move: each more cuts every tensor again, and the smallest are pinned
+)  # classes of one factor that may move: each more cuts every tensor again, and the smallest are pinned
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Held:
     """A part of the symmetries of `whole`.
 
     spec    that part, as a spec of the same tensors
-    origin  factor of `spec` that is none of `whole` -> the factor that it is cut from, and its positions there
+    origin  factor of `spec` that is none of `whole` -> the factor that it is cut from, and its positions
+            there
     """
 
     whole: Spec
@@ -53,7 +57,8 @@ class Held:
         return result
 
     def _parts(self) -> Iterator[tuple[str, Group, list[np.ndarray], np.ndarray]]:
-        """Name of a group of `whole`, a group that is part of it, and the positions of the part: frame, elements."""
+        """Name of a group of `whole`, a group that is part of it, and the positions of the part: frame,
+        elements."""
         for part in self.spec.groups.values():
             name = self.whole.group_of[self._from(part.members[0])[0]]
             own = self._from(part.members[0])[1] if len(part.members) == 1 else np.arange(part.size)
@@ -96,12 +101,14 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return wide.to("cpu", torch.float64).numpy() + 0.0  # 0.0 and -0.0 are one number
 
 
-# ---- what a group sees of what is held -----------------------------------------------------------------------------
+# ---- what a group sees of what is held -------------------------------------------------------------------
 
 
-def _seen(spec: Spec, group: Group, arrays: Mapping[str, list[np.ndarray]]) -> list[tuple[np.ndarray, list[int]]]:
-    """The held numbers of every block that the group moves, with an axis for each factor (all members as one), and
-    the axes that are the group's."""
+def _seen(
+    spec: Spec, group: Group, arrays: Mapping[str, list[np.ndarray]]
+) -> list[tuple[np.ndarray, list[int]]]:
+    """The held numbers of every block that the group moves, with an axis for each factor (all members as
+    one), and the axes that are the group's."""
     found = []
     for name, block in dict.fromkeys((site.tensor, site.block) for site in group.sites if site.tensor in arrays):
         axes = spec.layouts[name][block]
@@ -130,8 +137,8 @@ def _labels(seen: Sequence[tuple[np.ndarray, list[int]]], size: int) -> np.ndarr
 
 
 def _invariant(seen: Sequence[tuple[np.ndarray, list[int]]], size: int) -> bool:
-    """Whether every permutation keeps what is held, as with an identity matrix along both of its axes: an exchange
-    and a cycle make all of them."""
+    """Whether every permutation keeps what is held, as with an identity matrix along both of its axes: an
+    exchange and a cycle make all of them."""
     exchange, cycle = np.arange(size), np.roll(np.arange(size), 1)
     exchange[:2] = 1, 0
     return all(np.array_equal(part, _moved(part, at, p)) for part, at in seen for p in (exchange, cycle))
@@ -143,7 +150,7 @@ def _moved(part: np.ndarray, at: list[int], permutation: np.ndarray) -> np.ndarr
     return part
 
 
-# ---- cutting a factor ----------------------------------------------------------------------------------------------
+# ---- cutting a factor ------------------------------------------------------------------------------------
 
 
 def _classes(labels: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
@@ -188,7 +195,8 @@ def _newly_pinned(spec: Spec, groups: Mapping[str, Group]) -> dict[tuple[str, in
 
 @dataclass(frozen=True)
 class _Cut:
-    """A factor becomes several, `pieces` (name -> positions); what is within it becomes as many, one in each."""
+    """A factor becomes several, `pieces` (name -> positions); what is within it becomes as many, one in
+    each."""
 
     factor: str
     pieces: Mapping[str, np.ndarray]

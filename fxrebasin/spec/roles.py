@@ -1,7 +1,7 @@
 """What an entry of the state is, and what follows from it.
 
-A state is more than parameters. Which entry is what comes from the module and its graph (`infer` writes `Spec.roles`);
-whether a buffer is *fixed* is seen from the states at hand.
+A state is more than parameters. Which entry is what comes from the module and its graph (`infer` writes
+`Spec.roles`); whether a buffer is *fixed* is seen from the states at hand.
 
 | role | what follows |
 |---|---|
@@ -12,7 +12,7 @@ whether a buffer is *fixed* is seen from the states at hand.
 | index or mask | integers and booleans: their numbers belong to the spec |
 | counter | integers that count training steps: taken from the target |
 | extra state | whatever a module keeps besides tensors: taken from the target |
-| outside the example run: any of these | the example inputs do not reach it: it stays where it is, and this is said |
+| outside the example run: any of these | the example inputs do not reach it: it stays, and this is said |
 """
 
 from __future__ import annotations
@@ -59,12 +59,13 @@ class RoleNote(UserWarning):
 
 
 def note_outside(spec: Spec, what: str) -> None:
-    """Warns of the entries that the example run does not reach, if there are any beside others that it does."""
+    """Warns of the entries that the example run does not reach, if there are any beside others that it
+    does."""
     names = [name for name, role in spec.roles.items() if is_outside(role)]
     if spec.groups and names and len(names) < len(spec.roles):
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        warnings.warn(f"{what}: outside the example run, and not moved: {', '.join(map(repr, names[:3]))}{more}", RoleNote,
-                      stacklevel=3)
+        some = ", ".join(map(repr, names[:3])) + more
+        warnings.warn(f"{what}: outside the example run, and not moved: {some}", RoleNote, stacklevel=3)
 
 
 def kind(role: str) -> str:
@@ -79,7 +80,8 @@ def role_of(spec: Spec, name: str) -> str:
 
 
 def fixed(spec: Spec, *states: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """The buffers that are the same in all of some states (two at least; whole or stacked), as `agree` says."""
+    """The buffers that are the same in all of some states (two at least; whole or stacked), as `agree`
+    says."""
     first, *others = states
     return tuple(name for name, tensor in first.items() if others and _may_be_fixed(spec, name)
                  and all(name in other and agree(tensor, other[name]) for other in others))
@@ -91,8 +93,11 @@ def _may_be_fixed(spec: Spec, name: str) -> bool:
 
 
 def agree(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors hold the same numbers, each as exactly as the less precise of the two can say them."""
-    if one.shape != other.shape or one.is_complex() != other.is_complex() or "meta" in (one.device.type, other.device.type):
+    """Whether two tensors hold the same numbers, each as exactly as the less precise of the two can say
+    them."""
+    if one.shape != other.shape or one.is_complex() != other.is_complex():
+        return False
+    if "meta" in (one.device.type, other.device.type):
         return False
     coarse = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
     return torch.equal(plain(one.to(coarse)), plain(other.to(one.device, coarse)))

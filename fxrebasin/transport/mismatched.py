@@ -1,8 +1,8 @@
 """Tensors whose shape the fine-tuning changed: a new head, a vocabulary of another size.
 
-What is new has no task vector. A new head is carried whole, permuted along the axes that it shares with the base; a
-resized table gets its task vector on the rows that both have, and its new rows whole. Which of the two it is, the
-numbers tell: the common part of a resized table is like the base's, that of a new head is not.
+What is new has no task vector. A new head is carried whole, permuted along the axes that it shares with the
+base; a resized table gets its task vector on the rows that both have, and its new rows whole. Which of the
+two it is, the numbers tell: the common part of a resized table is like the base's, that of a new head is not.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ALIKE = 0.5  # cosine of the common parts from which on a tensor is resized, and
 def mismatched_names(spec: Spec, base: State, finetuned: State, how: str) -> tuple[str, ...]:
     """The tensors whose shape differs between base and fine-tuned state (shapes are looked at alone).
 
-    Raises FxrebasinError if `how` is none of WAYS, StateError if there are any and it is "error", or if an axis that
-    differs is one that the symmetries move.
+    Raises FxrebasinError if `how` is none of WAYS, StateError if there are any and it is "error", or if an
+    axis that differs is one that the symmetries move.
     """
     if how not in WAYS:
         raise FxrebasinError(f"mismatched must be one of {', '.join(map(repr, WAYS))}, not {how!r}")
@@ -66,8 +66,8 @@ def modules_of(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def resized_names(base: State, finetuned: State, names: Iterable[str]) -> set[str]:
-    """Of tensors whose shape differs, those of modules that the fine-tuning resized: the largest tensor of the module
-    is like the base's, as far as both go."""
+    """Of tensors whose shape differs, those of modules that the fine-tuning resized: the largest tensor of
+    the module is like the base's, as far as both go."""
     found: set[str] = set()
     for own in modules_of(names).values():
         largest = max(own, key=lambda name: base[name].numel())
@@ -81,8 +81,15 @@ def _common(one: torch.Tensor, other: torch.Tensor) -> tuple[slice, ...]:
     return tuple(slice(min(sizes)) for sizes in zip(one.shape, other.shape))
 
 
-def carried_whole(alignment: Alignment, name: str, base: torch.Tensor, finetuned: torch.Tensor, target: torch.Tensor,
-                  alpha: float, resized: bool) -> torch.Tensor:
+def carried_whole(
+    alignment: Alignment,
+    name: str,
+    base: torch.Tensor,
+    finetuned: torch.Tensor,
+    target: torch.Tensor,
+    alpha: float,
+    resized: bool,
+) -> torch.Tensor:
     """A tensor of the shape that the fine-tuning gave it, for the target."""
     kind = wide(base.dtype, finetuned.dtype, target.dtype)
     device = target.device
@@ -101,7 +108,8 @@ def _cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def moved(alignment: Alignment, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor permuted along the axes that it shares with the one of the spec; along the others nothing moves."""
+    """A tensor permuted along the axes that it shares with the one of the spec; along the others nothing
+    moves."""
     spec = alignment.spec
     name = spec.ties.get(name, name)
     sizes = {f"{name}:{axis} resized": size for axis, size in enumerate(tensor.shape) if size != spec.shapes[name][axis]}

@@ -19,9 +19,12 @@ class TransportNote(UserWarning):
     """Something about what was carried that its user should know."""
 
 
-def check_pair(alignment: Alignment, base: State, finetuned: State, target: State, *, force: bool = False) -> None:
-    """Raises StateError if the alignment was matched from another base than this, or the fine-tuned state lies at its
-    source and the base does not; warns if the fine-tuning is of the target. All of it by a few numbers of each state.
+def check_pair(
+    alignment: Alignment, base: State, finetuned: State, target: State, *, force: bool = False
+) -> None:
+    """Raises StateError if the alignment was matched from another base than this, or the fine-tuned state
+    lies at its source and the base does not; warns if the fine-tuning is of the target. All of it by a few
+    numbers of each state.
 
     force  warn instead
     """
