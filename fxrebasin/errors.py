@@ -34,3 +34,7 @@ class NotEquivalentError(FxrebasinError):
     def __init__(self, message: str, evidence: object = None):
         super().__init__(message)
         self.evidence = evidence
+
+
+class Note(UserWarning):
+    """What a user should know, and is no error: a step that was taken to make a file fit, say."""

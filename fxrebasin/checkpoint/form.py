@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import Note
+
 Kind = Literal["safetensors", "torch"]
 State = dict[str, Tensor]
 
@@ -17,7 +19,7 @@ SUFFIXES: dict[str, Kind] = {".safetensors": "safetensors", ".pt": "torch", ".pt
 INDEX = ".index.json"  # how the name of a file ends that says which shard holds which tensor
 
 
-class CheckpointNote(UserWarning):
+class CheckpointNote(Note):
     """Something about a checkpoint that its reader should know."""
 
 

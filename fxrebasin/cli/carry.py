@@ -19,8 +19,9 @@ from ..statistics import WAYS as STATISTICS
 from ..transport import Adapter, Alphas, Merged, WeightedSum, transport_adapter, transported
 from ..transport.mismatched import WAYS as MISMATCHED
 from .changed import changed_by
-from .command import commands, find
+from .command import find
 from .file import Checkpoint, card, claim, opened, read
+from .group import commands
 from .fitting import fitted, fitted_adapter, refuse_fitting
 from .model import spec_of
 from .option import (Alpha, Weighted, alpha_of, extra_option, input_option, json_option, matching_options, output_option,

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .. import __version__
 from ..alignment import Alignment
 from ..checkpoint import State
 from ..errors import NotEquivalentError
@@ -25,6 +24,7 @@ from ..spec import Spec
 from ..verify import Evidence, find_equivalence, verify
 from . import DONE, NO
 from .file import claim, read, write_text
+from .group import commands
 from .model import load_model, spec_of
 from .option import extra_option, input_option, json_option, matching_options, output_option
 from .progress import working
@@ -32,22 +32,6 @@ from .speech import answer, note
 
 SHOWN = ("matrices", "vectors")
 CONTROLLED = 2 ** 28  # with more numbers than this a second match, of unrelated states, would take too long
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
-@click.version_option(__version__, prog_name="fxrebasin")
-@click.pass_context
-def commands(context: click.Context) -> None:
-    """Permutation symmetries of neural networks, and what can be carried along them.
-
-    MODEL is package.module:callable, called without arguments (it returns an nn.Module, or a pair of a module
-    and its example inputs), or the folder of a transformers model. Checkpoints are safetensors or torch
-    files, or folders of them.
-
-    Exit status: 0 done, 1 the answer is no, 2 the request is wrong.
-    """
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
 
 
 # ---- inspect -----------------------------------------------------------------------------------------------

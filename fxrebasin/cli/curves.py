@@ -17,8 +17,9 @@ from ..errors import FxrebasinError
 from ..parts import Parts
 from ..statistics import measured
 from ..transport import Adapter, Merged
-from .command import commands, find
+from .command import find
 from .file import claim, opened, read
+from .group import commands
 from .model import imported, load_model, spec_of
 from .option import extra_option, input_option, json_option, matching_options, output_option, refuse_matching
 from .progress import working

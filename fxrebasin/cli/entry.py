@@ -11,14 +11,9 @@ from types import FrameType
 
 import click
 
-from ..checkpoint import CheckpointNote
-from ..errors import NotEquivalentError
-from ..spec.fitting import FitNote
-from ..spec.roles import RoleNote
-from ..transport import TransportNote
+from ..errors import NotEquivalentError, Note
 from . import DONE, INTERRUPTED, NO, TERMINATED, WRONG
-from . import carry, curves  # noqa: F401 - their commands
-from .command import commands
+from .group import commands
 from .speech import explain, fail, hush, note
 
 
@@ -40,8 +35,7 @@ def run(arguments: Sequence[str] | None = None, interrupts: Interrupts | None = 
     hush(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for kind in (CheckpointNote, FitNote, RoleNote, TransportNote):
-            warnings.simplefilter("always", kind)
+        warnings.simplefilter("always", Note)
         warnings.showwarning = lambda message, *_: note(str(message))
         try:
             status = commands.main(arguments, prog_name="fxrebasin", standalone_mode=False)

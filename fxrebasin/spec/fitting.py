@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 
+from ..errors import Note
 from .stacks import tied
 
 State = Mapping[str, torch.Tensor]
@@ -41,7 +42,7 @@ class Wanted(Protocol):
     def ties(self) -> Mapping[str, str]: ...
 
 
-class FitNote(UserWarning):
+class FitNote(Note):
     """What was done to a state so that its names are the model's."""
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import Note
 from .dtypes import plain
 from .stacks import parts_of
 
@@ -54,7 +55,7 @@ def is_outside(role: str) -> bool:
     return role.startswith(OUTSIDE)
 
 
-class RoleNote(UserWarning):
+class RoleNote(Note):
     """What the role of an entry means for what is done with it."""
 
 

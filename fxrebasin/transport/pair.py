@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import torch
 
 from ..alignment import Alignment
-from ..errors import StateError
+from ..errors import Note, StateError
 from ..fingerprint import OTHER, distance, numbers_of, sample
 
 State = Mapping[str, torch.Tensor]
 CLEARLY = 4.0  # times nearer, for one state to be taken for another
 
 
-class TransportNote(UserWarning):
+class TransportNote(Note):
     """Something about what was carried that its user should know."""
 
 
