@@ -1,4 +1,5 @@
 """The documentation runs: the code of a page, in order, in an empty folder."""
+import os
 import re
 import subprocess
 import sys
@@ -28,8 +29,18 @@ def test_the_code_of_a_page_runs(name, tmp_path):
     program = tmp_path / "page.py"
     program.write_text(script(DOCS / name))
     result = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                            env={**__import__("os").environ, "PYTHONPATH": f"{DOCS.parent}:{tmp_path}"})
+                            env={**os.environ, "PYTHONPATH": f"{DOCS.parent}:{tmp_path}"})
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    result = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, timeout=300,
+                            env={**os.environ, "PYTHONPATH": str(DOCS.parent), "NO_MKDOCS_2_WARNING": "1"})
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "site" / "reference.html").read_text().count("fxrebasin.infer.infer") > 0
 
 
 def test_links_lead_somewhere():
