@@ -46,7 +46,7 @@ def test_in_a_browser_nothing_overflows_a_phone(name, tmp_path):
                " text: document.body.innerText.length})</script>")
     page = tmp_path / "frame.html"
     (tmp_path / "page.html").write_text(spec_of(name).to_html("a:b").replace("</body>", measure + "</body>"))
-    page.write_text(f'<iframe src="page.html" width="400" height="900"></iframe>'
+    page.write_text('<iframe src="page.html" width="400" height="900"></iframe>'
                     "<script>setTimeout(() => { document.title = document.querySelector('iframe')"
                     ".contentDocument.title; document.body.append(document.title) }, 500)</script>")
     dom = subprocess.run([CHROMIUM, *FLAGS, "--allow-file-access-from-files", f"--user-data-dir={tmp_path}/profile",

@@ -14,7 +14,7 @@ from torch import nn
 import fxrebasin as fxr
 from fxrebasin.checkpoint import load_state, save_state
 from fxrebasin.cli.entry import run
-from fxrebasin.fingerprint import OTHER, distance, fingerprint, numbers_of, sample
+from fxrebasin.fingerprint import OTHER, distance, fingerprint, numbers_of
 from fxrebasin.transport import TransportNote, transported
 
 

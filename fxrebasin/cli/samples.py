@@ -21,7 +21,7 @@ def read_samples(path: str, module: nn.Module) -> Any:
     tensors = _tensors(Path(path))
     parameters = inspect.signature(module.forward).parameters
     free = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if len(tensors) == 1 and not next(iter(tensors)) in parameters:
+    if len(tensors) == 1 and next(iter(tensors)) not in parameters:
         return next(iter(tensors.values()))
     unknown = [name for name in tensors if name not in parameters and not free]
     if unknown:

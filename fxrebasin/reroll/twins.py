@@ -216,3 +216,4 @@ def same_constant(one: fx.Node, other: fx.Node, program: Program) -> bool:
     """Whether two nodes are constants of equal content."""
     values = [source.content for node in (one, other) if (source := program.sources.get(node.name)) is not None
               and source.kind == "constant" and source.content is not None]
+    return len(values) == 2 and values[0].dtype == values[1].dtype and torch.equal(*map(_dense, values))
