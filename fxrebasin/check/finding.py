@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..rules import RULES, Rule
+from ..rules.rule import HARMLESS
 from .case import ERRORS, Case
 from .claim import Claim, all_used, cut_first, cut_last, factored, first_used, one_tensor, plain
 from .default import default_samples
@@ -63,8 +64,8 @@ def samples_of(op: str) -> tuple[Callable, ...]:
 def _heeded(case: Case, rule: Rule) -> Iterator[tuple[str, str]]:
     """What breaks the claim although the rule declares that it changes nothing (`whatever`)."""
     for name, value in case.plain().items():
-        if value is None or isinstance(value, str) or not rule.whatever & {name, "*"}:
-            continue
+        if value is None or isinstance(value, str) or name in HARMLESS or not rule.whatever & {name, "*"}:
+            continue  # (a dtype is a number here, and most numbers are none)
         for other in _others(value):
             try:
                 varied = case.with_argument(name, other)

@@ -58,7 +58,7 @@ def batch_norm(call: Call):
     return _per_channel(call, *["c"] * bool(call.args.get("training")))
 
 
-@rearrangement("_native_batch_norm_legit.no_stats", whatever=f"training {_SETTINGS}",
+@rearrangement("_native_batch_norm_legit.no_stats", whatever=_SETTINGS,
                sample=(lambda T: (T(2, 5, 3), T(5), T(5), True, 0.1, 1e-5), lambda T: (T(2, 5, 3), None, None, True, 0.1, 1e-5)))
 def batch_norm_without_statistics(call: Call):
     return _per_channel(call, "c")

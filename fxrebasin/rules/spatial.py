@@ -60,7 +60,7 @@ def col2im(call: Call):
     return call.relate("*n (c k!) p! -> *n c h w", k=kernel[0] * kernel[1])
 
 
-@rearrangement("grid_sampler.default grid_sampler_2d.default", whatever="*",
-               sample=lambda T: (T(2, 3, 4, 4), T(2, 5, 5, 2), 0, 0, False))
+@rearrangement("grid_sampler.default grid_sampler_2d.default", whatever="align_corners",
+               sample=tuple(lambda T, mode=mode: (T(2, 3, 4, 4), T(2, 5, 5, 2), mode, mode, False) for mode in (0, 1, 2)))
 def grid_sampler(call: Call):
     return call.relate("n c h! w!, n y x t! -> n c y x")

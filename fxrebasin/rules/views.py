@@ -10,11 +10,11 @@ from .rule import rearrangement
 
 
 @rearrangement("view.default _unsafe_view.default reshape.default flatten.using_ints unflatten.int view_as.default "
-               "reshape_as.default _reshape_alias.default ravel.default",
+               "reshape_as.default ravel.default",
                sample=lambda T: {"view": (T(4, 6), [2, 2, 3, 2]), "_unsafe_view": (T(4, 6), [24]),
                                  "reshape": (T(2, 3, 4), [6, 4]), "flatten": (T(2, 3, 4), 1),
                                  "unflatten": (T(2, 12), 1, [3, 4]), "view_as": (T(2, 6), T(4, 3)), "ravel": (T(2, 6),),
-                                 "reshape_as": (T(2, 6), T(4, 3)), "_reshape_alias": (T(4, 3), [2, 6], [6, 1])}
+                                 "reshape_as": (T(2, 6), T(4, 3))}
                [T.op.split(".")[1]], moves=True, whatever="*")
 def reshape(call: Call):
     call.looked_up.extend(call.tensors()[1:])  # lends its shape
