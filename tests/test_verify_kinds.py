@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import fxrebasin as fxr
+from fxrebasin.evaluate import evaluate, given_inputs
 from fxrebasin.verify import Run
 
 
@@ -432,3 +433,19 @@ def test_signals_that_die_are_no_difference():
     """In float32 the outputs are zero, in float64 they are not."""
     module = Inside(lambda m, x: m(x) * 1e-24 * 1e-24)
     assert fxr.verify(module, X, fxr.infer(module, X).random(0), draws=0).equivalent
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_an_epsilon_that_is_left_out_is_that_of_the_module(dtype):
+    """RMSNorm's default depends on the dtype: with small activations, that of float64 is another function."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8, bias=False), nn.RMSNorm(8), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[0].weight *= 1e-3
+    model, x = model.to(dtype), torch.randn(4, 5).to(dtype)
+    evidence = fxr.verify(model, x, fxr.infer(model, x).random(0))
+    assert evidence.equivalent and not evidence.notes
+    program = fxr.capture(model, x)
+    exact = evaluate(program, model.state_dict(), given_inputs(program, x)).outputs["output"]
+    own = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]  # units of the dtype's last place
+    assert float((exact - model(x).double()).detach().abs().max()) < own

@@ -22,6 +22,7 @@ from .ops import BITWISE, base_name, overload
 
 EPS = torch.finfo(torch.float64).eps
 INSTEAD: dict[str, Callable[..., Any]] = {"_grouped_mm.default": grouped_product}
+OWN_EPS = {"rms_norm.default": 3, "_fused_rms_norm.default": 3}  # op -> place of an epsilon that goes by the dtype if left out
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Wide(fx.Interpreter):
         if overload(node) in BITWISE:
             return self._as_captured(node, args, kwargs)
         function = INSTEAD.get(overload(node), node.target)
+        args, kwargs = _with_epsilon(node, args, kwargs)
         try:
             return function(*map_aggregate(args, self._setting), **map_aggregate(kwargs, self._setting))
         except (RuntimeError, NotImplementedError) as error:
@@ -139,6 +141,16 @@ class Wide(fx.Interpreter):
 
     def _place(self, value: Any) -> Any:
         return self.device if isinstance(value, torch.device) else value
+
+
+def _with_epsilon(node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """An epsilon that is left out, as it was when the program was captured: that of the dtype that the operation computes
+    in, which is no less than 32 bits wide."""
+    place = OWN_EPS.get(overload(node))
+    if place is None or kwargs.get("eps", args[place] if len(args) > place else None) is not None:
+        return args, kwargs
+    dtype = torch.promote_types(node.args[0].meta["val"].dtype, torch.float32)
+    return args[:place], {**kwargs, "eps": torch.finfo(dtype).eps}
 
 
 def widened(tensor: Tensor) -> Tensor:
