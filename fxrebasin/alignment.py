@@ -213,6 +213,11 @@ class Alignment:
         score = "" if self.objective is None else f", objective {self.objective:.4f}"
         return f"Alignment({len(self.permutations)} groups, {sum(self.moved.values())} of {total} elements moved{score})"
 
+    def _repr_html_(self) -> str:
+        from .show import fragment
+        moved = (f"{n:>9,} of {self.permutations[name].size:,}  {name}" for name, n in self.moved.items() if n)
+        return fragment("\n".join([repr(self), *moved]))
+
     # ---------------------------------------------------------------------------------------------------------- files
 
     def save(self, path: str | os.PathLike) -> None:

@@ -97,6 +97,13 @@ def test_repr_is_a_line(deep):
     assert "<pre" in deep._repr_html_() and "&lt;" not in repr(deep)
 
 
+def test_values_show_themselves_in_a_notebook(deep):
+    alignment = deep.random(0)
+    assert all(name in alignment._repr_html_() for name, n in alignment.moved.items() if n)
+    evidence = fxr.verify(Deep(12), torch.randn(2, 4), alignment, draws=1)
+    assert evidence._repr_html_().startswith("<pre") and "float64" in evidence._repr_html_()
+
+
 @pytest.mark.parametrize("text, words", [
     ("network output 'cache.0.keys'", "use_cache=False"), ("network output 'output'", 'outputs="free"'),
     ("aten.odd.default has no rule (net.py:3 in forward: y)", "docs/add_a_rule.md"),

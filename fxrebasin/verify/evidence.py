@@ -98,6 +98,10 @@ class Evidence:
         text += f"; changed by {', '.join(self.offending[:5])}" if self.offending else ""
         return text + (f" at {places}" if places else "")
 
+    def _repr_html_(self) -> str:
+        from ..show import fragment
+        return fragment(str(self))
+
     def __str__(self) -> str:
         """The headline, a table of the runs, and the notes."""
         rows = [("weights", "inputs", "precision", "absolute", "relative", "of noise allowed", "output", "")]
