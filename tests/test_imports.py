@@ -19,7 +19,8 @@ ORDER = ("errors", "draft", "capture", "factors", "rules", "spec", "evaluate", "
          "__main__")
 STRANGERS = {("factors", "capture"), ("capture", "factors"), ("rules", "capture"), ("evaluate", "factors"), ("evaluate", "rules"),
              ("evaluate", "spec")}  # nothing of each other
-LAZY = {("spec", "alignment"), ("spec", "show"), ("alignment", "show"), ("verify", "show"), ("transport", "checkpoint")}  # imported inside convenience methods
+LAZY = {("spec", "alignment"), ("spec", "show"), ("alignment", "show"), ("verify", "show"),
+        ("transport", "checkpoint")}  # imported inside convenience methods
 HEAVY = ("matplotlib", "numba", "transformers", "networkx", "jinja2", "timm", "torchvision")
 
 
