@@ -72,12 +72,24 @@ def test_every_tensor_and_group_is_shown(name):
         assert reason.why in text
 
 
+class Scaled(nn.Module):
+    """Units that a constant tells apart, in heads that move."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.table = nn.Linear(5, 12), nn.Linear(12, 2), torch.tensor([1.0, 2.0, 4.0, 8.0])
+
+    def forward(self, x):
+        return self.down((self.up(x).view(2, 3, 4) * self.table).flatten(1))
+
+
 def test_what_stays_inside_an_axis_that_moves_is_shown():
-    """Rotary pairs: the axis of the query weights moves by heads, and its units stay."""
-    spec = spec_of("llama")
-    inside = {text for reason in reasons(spec, inside=True) for text in reason.texts}
-    assert set(spec.reasons.values()) <= inside
-    assert any(text not in spec.pinned.values() for text in inside)
+    spec = fxr.infer(Scaled(), torch.randn(2, 5))
+    (inside,) = (text for reason in reasons(spec, inside=True) for text in reason.texts if "constant" in text)
+    assert inside not in spec.pinned.values() and inside not in str([r.texts for r in reasons(spec)])
+    (line,) = lines_of(spec, "up.{weight,bias}")
+    number = re.search(r"\(a 4!([¹²³])\)", line)[1]
+    assert re.search(f"^{number} stays: the constant .* varies along it", str(spec), re.M)
 
 
 def test_an_entry_says_what_moves_it_and_what_does_not(deep):
