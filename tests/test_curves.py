@@ -80,7 +80,7 @@ def test_repair_gives_units_the_spread_between():
 
     for get in (lambda z: z.mean(0), lambda z: z.std(0, correction=0)):
         expected = (get(first(a)) + get(first(b))) / 2
-        assert torch.allclose(get(first(found)), expected, atol=1e-12)
+        assert torch.allclose(get(first(found)), expected, rtol=1e-12, atol=1e-12)
     spread = (first(a).std(0, correction=0) + first(b).std(0, correction=0)) / 2
     assert float((first(middle).std(0, correction=0) / spread).mean()) < 0.9  # what there was to repair
     assert not torch.allclose(found["3.running_var"], middle["3.running_var"])

@@ -19,6 +19,7 @@ from ..capture import Program
 from ..errors import SpecError
 from ..factors import Value
 from ..reroll.writer import Writer
+from ..rewrite import on_skips
 from ..rules import Call
 from ..spec import Block, Skip, Spec
 from .analysis import Analysis
@@ -95,19 +96,14 @@ def _skips(graph: fx.Graph) -> Iterator[tuple[fx.Node, int]]:
 
 def with_skips(program: Program, places: Sequence[Place]) -> Program:
     """The same function, with an op at every place."""
-    at: dict[str, list[Place]] = {}
-    for place in places:
-        at.setdefault(place.add, []).append(place)
-    writer, held = Writer(program.module), {}
-    for node in program.module.graph.nodes:
-        operands = dict(held)
-        for place in at.get(node.name, ()):
-            skip = node.args[place.operand]
-            operands[skip] = writer.call(node, SKIP, operands[skip], place.dim)
-            operands[skip].name = _name(place)
-        held[node] = writer.copy(node, operands, program.sources.get(node.name))
-    outputs = tuple(replace(output, node=output.node and held[output.node]) for output in program.outputs)
-    return replace(program, module=writer.finished(), sources=writer.sources, outputs=outputs)
+    writer = Writer(program.module)
+
+    def skip(node: fx.Node, operand: fx.Node, place: Place) -> fx.Node:
+        mark = writer.call(node, SKIP, operand, place.dim)
+        mark.name = _name(place)
+        return mark
+
+    return on_skips(program, writer, places, skip)
 
 
 def _name(place: Place) -> str:

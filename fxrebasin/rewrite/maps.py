@@ -1,13 +1,13 @@
 """A program with a map on each skip of a spec of residual segments: an index along one axis, held like a buffer."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..capture import Program, Source
 from ..errors import SpecError
@@ -28,25 +28,35 @@ def mapped(program: Program, spec: Spec) -> Program:
     With 0, 1, 2 ... in these entries it is the function of the program as it was. Raises SpecError if the graph has no
     such skip: it is not the one that the spec was inferred from.
     """
-    at: dict[str, list[Skip]] = {}
-    for skip in spec.skips:
-        at.setdefault(skip.add, []).append(skip)
     nodes = {node.name: node for node in program.module.graph.nodes}
     for skip in spec.skips:
         _check(skip, nodes)
-    writer, held = Writer(program.module), {}
-    like = next(iter(program.module.graph.nodes))
+    writer, like = Writer(program.module), next(iter(program.module.graph.nodes))
     indices = {skip.name: _index(writer, like, skip) for skip in spec.skips}
+
+    def select(node: fx.Node, operand: fx.Node, skip: Skip) -> fx.Node:
+        return writer.call(node, aten.index_select.default, operand, skip.dim, indices[skip.name])
+
+    state = {**program.state, **{skip.name: (skip.size,) for skip in spec.skips}}
+    return replace(on_skips(program, writer, spec.skips, select), state=state)
+
+
+def on_skips(program: Program, writer: Writer, places: Sequence[Any],
+             op: Callable[[fx.Node, fx.Node, Any], fx.Node]) -> Program:
+    """The program, with what `op(add, operand, place)` writes where an add reads its skip, at every place; all else that
+    reads the skip still reads it as it was. A place has `add`, a node's name, and `operand`, a number."""
+    at: dict[str, list[Any]] = {}
+    for place in places:
+        at.setdefault(place.add, []).append(place)
+    held: dict[fx.Node, fx.Node] = {}
     for node in program.module.graph.nodes:
-        operands = dict(held)
-        for skip in at.get(node.name, ()):
-            given = node.args[skip.operand]
-            operands[given] = writer.call(node, aten.index_select.default, operands[given], skip.dim,
-                                          indices[skip.name])
+        operands = dict(held) if node.name in at else held
+        for place in at.get(node.name, ()):
+            given = node.args[place.operand]
+            operands[given] = op(node, operands[given], place)
         held[node] = writer.copy(node, operands, program.sources.get(node.name))
     outputs = tuple(replace(output, node=output.node and held[output.node]) for output in program.outputs)
-    state = {**program.state, **{skip.name: (skip.size,) for skip in spec.skips}}
-    return replace(program, module=writer.finished(), sources=writer.sources, outputs=outputs, state=state)
+    return replace(program, module=writer.finished(), sources=writer.sources, outputs=outputs)
 
 
 def _index(writer: Writer, like, skip: Skip):

@@ -45,14 +45,6 @@ class Scene:
     goal: Goal
 
 
-@dataclass
-class Sight:
-    """Rows (samples, features) that were seen at the two sides of a map."""
-
-    entering: Tensor | None
-    leaving: Tensor
-
-
 def scene(model: nn.Module, base: State, finetuned: State, target: State, moved: State, samples: Samples,
           ties: Mapping[str, str]) -> Scene:
     """Raises CaptureError and StateError as `calibrate` does."""
