@@ -102,15 +102,16 @@ def inferred(module: nn.Module, inputs, traceable: bool = True) -> fxr.Spec:
 
 
 def _program(module: nn.Module, inputs):
+    other = {name: 1.7 * x for name, x in module.state_dict().items()}  # a write that tracing does not see shows in numbers
     try:
         program = traced(module, inputs)
         torch.manual_seed(0)
-    except Exception:  # noqa: BLE001  whatever tracing cannot do, the capture may, or refuses with a reason
+        with torch.no_grad():
+            again = program.module(*other.values(), *inputs)
+    except Exception:  # noqa: BLE001  whatever tracing cannot do or run again, the capture may, or refuses with a reason
         return None
-    other = {name: 1.7 * x for name, x in module.state_dict().items()}  # a write that tracing does not see shows in numbers
-    with torch.no_grad():
-        if change(run(module, other, inputs), program.module(*other.values(), *inputs)) > SOUND:
-            return None
+    if change(run(module, other, inputs), again) > SOUND:
+        return None
     schemas = [getattr(node.target, "_schema", None) for node in program.module.graph.nodes if node.op == "call_function"]
     return None if any(schema is not None and schema.is_mutable for schema in schemas) else program
 
