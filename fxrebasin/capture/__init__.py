@@ -10,6 +10,7 @@ To be read in this order:
     source        what a placeholder of the graph stands for
     leaves        the tensors within arguments and results, by name
     interpreter   runs a graph on real tensors
+    node          nodes of a graph with the types that they have
     program       what comes out: Program, Output
     memory        where tensors lie, and how one that lies within another is made of it
     tracing_copy  a copy of the module that may be traced without consequences
@@ -30,8 +31,9 @@ from .front import capture
 from .interpreter import default_dtype
 from .join import joined, path_in_run
 from .leaves import arguments, leaves_of
+from .node import int_at, node_at, nodes_at, op_of, tensor_of
 from .program import Output, Program
 from .source import Source
 
-__all__ = ["Output", "Program", "Source", "arguments", "capture", "culprits", "default_dtype", "joined",
-           "leaves_of", "multiplications", "path_in_run"]
+__all__ = ["Output", "Program", "Source", "arguments", "capture", "culprits", "default_dtype", "int_at", "joined",
+           "leaves_of", "multiplications", "node_at", "nodes_at", "op_of", "path_in_run", "tensor_of"]

@@ -20,6 +20,7 @@ from ..errors import CaptureError
 from .effort import multiplications
 from .interpreter import default_dtype, run
 from .leaves import leaves_of
+from .node import nodes_at
 from .program import Output, Program
 from .tracing_copy import tracing_copy_of
 
@@ -116,7 +117,7 @@ def _pinned(program: Program, read: Sequence[str]) -> Program:
     why = "its numbers were read outside the graph as the module was captured"
     outputs = tuple(Output(why, nodes[name], "pinned") for name in read if name in nodes)
     end = program.module.graph.output_node()
-    end.args = ((*end.args[0], *(output.node for output in outputs)),)
+    end.args = ((*nodes_at(end, 0), *(output.node for output in outputs)),)
     program.module.recompile()
     sources = {
         key: replace(source, valid="this state") if source.kind == "constant" else source

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from .names import Names
+from .node import op_of
 from .program import Output, Program
 from .sources import Sources
 
@@ -115,4 +116,4 @@ def _remarks(exported: ExportedProgram) -> Iterator[str]:
 def _is_off(node: fx.Node) -> bool:
     """Whether a dropout drops nothing."""
     settings = (*node.args[1:], *node.kwargs.values())
-    return "dropout" in node.target.__name__ and (0 in settings or any(value is False for value in settings))
+    return "dropout" in op_of(node).__name__ and (0 in settings or any(value is False for value in settings))

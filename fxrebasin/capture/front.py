@@ -22,7 +22,7 @@ from .leaves import arguments, inputs_of, leaves_of, signature_of
 from .names import Names
 from .program import Program
 from .reads import Reads, note_read, refuse_read
-from .recorder import Replay, record
+from .recorder import Call, Replay, record
 from .refusal import explanation, line_of, place_of
 from .tracing_copy import check_initialised, held_by, quiet, stand_ins_for, tracing_copy_of
 
@@ -109,7 +109,7 @@ class _SwitchesUnseen(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
 
 
-class _Call(nn.Module):
+class _Call(Call):
     """Calls a module as the user would, but takes its tensors by name and returns a flat list of tensors:
     those that the module returns, then those that it assigned to attributes."""
 

@@ -69,10 +69,11 @@ def _as_captured(graph: fx.Graph, sources: Mapping[str, Source], state: Mapping[
 
 def _given(source: Source, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
     held = {"state": state, "input": inputs}.get(source.kind, {source.name: source.value})
-    if held.get(source.name) is None:
+    value = held.get(source.name)
+    if value is None:
         raise CaptureError(f"the graph cannot be run: the {source.kind} {source.name} has no value; "
                            "give it, or capture a module that is not on the meta device")
-    return held[source.name]
+    return value
 
 
 def _settings(values: Any, device: torch.device, dtype: torch.dtype | None) -> Any:

@@ -27,6 +27,8 @@ def signature_of(model: nn.Module) -> inspect.Signature | None:
 def inputs_of(signature: inspect.Signature | None, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors among the arguments by path, such as `x` or `batch.image`."""
     named: dict[str, Any] = {**{f"args.{i}": arg for i, arg in enumerate(args)}, **kwargs}
+    if signature is None:
+        return {path: leaf for path, leaf in leaves_of(named) if isinstance(leaf, Tensor)}
     with contextlib.suppress(TypeError, AttributeError):  # the module itself will complain about a misfit
         bound = signature.bind(*args, **kwargs).arguments
         named = {}

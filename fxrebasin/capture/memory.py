@@ -69,7 +69,7 @@ def place_of(tensor: Tensor) -> Place | None:
         return None
     if storage is None and not start:
         return None
-    return Place(storage, start, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    return Place(storage, int(start), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
 def steps(base: Place, view: Place) -> list[Step] | None:
@@ -85,20 +85,20 @@ def _sliced(base: Place, view: Place) -> list[Step] | None:
     """Slices and selections of the base's dimensions, in another order, perhaps expanded."""
     dims = sorted((d for d in range(len(base.shape)) if base.shape[d] > 1), key=lambda d: -base.strides[d])
     rest = (view.start - base.start) // base.dtype.itemsize
-    first, step, length = {}, {}, {}
+    first: dict[int, int] = {}
+    step: dict[int, int] = {}
+    length: dict[int, int] = {}
     for d in dims:
         first[d], rest = divmod(rest, base.strides[d]) if base.strides[d] else (0, rest)
     source: list[int | None] = []
     for size, stride in zip(view.shape, view.strides):
-        d = next(
-            (d for d in dims if size > 1 and 0 < base.strides[d] <= stride and not stride % base.strides[d]),
-            None,
-        )
-        if d in step and d is not None or d is None and size > 1 and stride:
+        fits = (d for d in dims if size > 1 and 0 < base.strides[d] <= stride and not stride % base.strides[d])
+        along = next(fits, None)
+        if along in step or along is None and size > 1 and stride:
             return None
-        source.append(d)
-        if d is not None:
-            step[d], length[d] = stride // base.strides[d], size
+        source.append(along)
+        if along is not None:
+            step[along], length[along] = stride // base.strides[along], size
     if rest or any(
         not 0 <= first[d] <= base.shape[d] - 1 - (length.get(d, 1) - 1) * step.get(d, 1) for d in dims
     ):
@@ -153,11 +153,11 @@ def _reshaped(base: Place, view: Place) -> list[Step] | None:
         found = _reshaped(base, plain)
         return found and [*found, (aten.permute.default, ([order.index(d) for d in range(len(order))],))]
     inside, wanted = _elements(base, 0), _elements(view, (view.start - base.start) // base.dtype.itemsize)
-    flat, order = inside.reshape(-1), np.argsort(inside, axis=None)
-    found = order[np.searchsorted(flat[order], wanted.reshape(-1)).clip(max=flat.size - 1)]
-    if not np.array_equal(flat[found], wanted.reshape(-1)):
+    flat, by_place = inside.reshape(-1), np.argsort(inside, axis=None)
+    at = by_place[np.searchsorted(flat[by_place], wanted.reshape(-1)).clip(max=flat.size - 1)]
+    if not np.array_equal(flat[at], wanted.reshape(-1)):
         return None
-    places = [np.unique(along) for along in np.unravel_index(found, base.shape)]
+    places = [np.unique(along) for along in np.unravel_index(at, base.shape)]
     kept = {
         d: range(int(p[0]), int(p[-1]) + 1, int(p[1] - p[0]) if p.size > 1 else 1)
         for d, p in enumerate(places)
@@ -165,9 +165,9 @@ def _reshaped(base: Place, view: Place) -> list[Step] | None:
     box = np.arange(flat.size).reshape(base.shape)[
         tuple(slice(r.start, r.stop, r.step) for r in kept.values())
     ]
-    for order in itertools.permutations(range(box.ndim)) if box.size == found.size else ():
-        if np.array_equal(box.transpose(order).reshape(-1), found):
-            moved = [(aten.permute.default, (list(order),))] if list(order) != list(range(box.ndim)) else []
+    for axes in itertools.permutations(range(box.ndim)) if box.size == at.size else ():
+        if np.array_equal(box.transpose(axes).reshape(-1), at):
+            moved = [(aten.permute.default, (list(axes),))] if list(axes) != list(range(box.ndim)) else []
             return _slices(base.shape, kept) + moved + [(aten.reshape.default, (list(view.shape),))]
     return None
 
@@ -178,7 +178,7 @@ def _cut_from_flat(base: Place, view: Place) -> list[Step] | None:
     flat = replace(base, shape=(size,), strides=(1,))
     whole = _reshaped(base, flat) if base.stop == flat.stop and len(base.shape) > 1 else None
     part = _sliced(flat, view) if whole else None
-    return part and [*whole, *part]
+    return [*whole, *part] if whole and part else part
 
 
 def _elements(place: Place, first: int) -> np.ndarray:

@@ -56,7 +56,9 @@ class Names:
     def view(self, value: Tensor) -> tuple[str, list[Step]] | None:
         """The name of the entry in which another tensor lies, and the steps that make it."""
         place = self._place(value)
-        for name, held in self._places if place is not None else ():
+        if place is None:
+            return None
+        for name, held in self._places:
             if (found := steps(held, place)) is not None:
                 return name, found
         return None

@@ -30,6 +30,8 @@ _READS = {
 }
 _COPIES = {torch.tensor, torch.as_tensor, torch.asarray, torch.sparse_coo_tensor, Tensor.new_tensor}
 
+_DATA: Any = Tensor.data  # the attribute itself, which torch declares as the tensor that it gives
+
 
 class Reads(TorchFunctionMode):
     """Calls `on_read(tensor)` for every tensor whose numbers leave the graph without an operation that says
@@ -45,9 +47,9 @@ class Reads(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if torch.compiler.is_dynamo_compiling():  # the body of a `cond`, which is refused if it reads numbers
             return function(*args, **(kwargs or {}))
-        if function == Tensor.data.__get__:
+        if function == _DATA.__get__:
             return args[0].detach()
-        if function == Tensor.data.__set__:
+        if function == _DATA.__set__:
             return _replaced(*args)
         if function == Tensor.__deepcopy__:
             return args[1].setdefault(id(args[0]), args[0].detach().clone())

@@ -17,8 +17,17 @@ from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
+from .node import node_at, nodes_at
 
 aten = torch.ops.aten
+
+
+class Call(nn.Module):
+    """Calls the module of interest, `captured`, with tensors by name. Once it has run: `leaves` (path, whether it is a
+    tensor) of what that returned, and `assigned` (path, the tensor that was there before, or None)."""
+    captured: nn.Module
+    leaves: list[tuple[str, bool]]
+    assigned: list[tuple[str, Tensor | None]]
 
 
 class Replay(nn.Module):
@@ -30,7 +39,9 @@ class Replay(nn.Module):
     decisions  how many tensors follow the leaves and what is assigned in what the replay returns
     """
 
-    def __init__(self, call: nn.Module, graph: fx.GraphModule, assigned: Iterable[tuple[str, Tensor | None]],
+    captured: nn.Module
+
+    def __init__(self, call: Call, graph: fx.GraphModule, assigned: Iterable[tuple[str, Tensor | None]],
                  decisions: int):
         super().__init__()
         self.captured = call.captured
@@ -48,12 +59,10 @@ class Replay(nn.Module):
             return fx.Interpreter(self._recorded()).run(*held.values(), *inputs.values())
 
 
-def record(call: nn.Module, inputs: dict[str, Tensor]) -> Replay:
+def record(call: Call, inputs: dict[str, Tensor]) -> Replay:
     """The operations that `call` runs on these inputs; its tensors are copied, since it may write to them.
 
-    `call` is a module over `inputs` that holds the module of interest as `captured`, and once it has run, the
-    leaves of what that returned as `leaves` and what it assigned as `assigned`. Raises CaptureError if
-    forward differentiates.
+    Raises CaptureError if forward differentiates.
     """
     model = call.captured
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -73,7 +82,7 @@ def record(call: nn.Module, inputs: dict[str, Tensor]) -> Replay:
     assigned = [(path, held.get(path, before)) for path, before in call.assigned]
     decisions = _fix_values(recorded, copies())
     output = recorded.graph.output_node()
-    output.args = ([*output.args[0], *decisions],)
+    output.args = ([*nodes_at(output, 0), *decisions],)
     recorded.recompile()
     return Replay(call, recorded, assigned, len(decisions))
 
@@ -118,7 +127,7 @@ class _Watched(fx.Interpreter):
         if _sized_by_values(node):
             self.results[node] = pytree.tree_map(torch.clone, result)
         elif node.target is aten.narrow.Tensor:  # the one operation that reads a value within itself
-            self.starts[node] = int(self.env[node.args[2]])
+            self.starts[node] = int(self.env[node_at(node, 2)])
         return result
 
 

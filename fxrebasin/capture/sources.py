@@ -54,8 +54,9 @@ class Sources:
 
     def _held(self, node: fx.Node, spec: InputSpec, value: Any) -> None:
         name = self.names.of(value)
-        if name not in self.names.shapes:
-            self._constant(node, spec.target, None if _is_trained(spec, value) else value, name)
+        target = str(spec.target or node.name)
+        if name is None or name not in self.names.shapes:
+            self._constant(node, target, None if _is_trained(spec, value) else value, name)
         elif name in self._named:
             node.replace_all_uses_with(self._named[name])
             self.graph.erase_node(node)
@@ -63,7 +64,7 @@ class Sources:
         else:
             self._named[name] = node
             self.found[node.name] = Source("state", name)
-        self.by_target[spec.target] = node
+        self.by_target[target] = node
 
     def _constant(self, node: fx.Node, target: str, value: Any, name: str | None = None) -> None:
         """A tensor that is no part of the state; `name`: of an entry of the state dict (integers)."""
@@ -109,9 +110,11 @@ class Sources:
 
     def node_of(self, value: Tensor | None) -> fx.Node | None:
         """The node of a tensor that the module holds."""
+        if value is None:
+            return None
         name = self.names.of(value)
         held = next((node for constant, node in self._constants if constant is value), None)
-        return held if value is not None and name is None else self._named.get(name)
+        return held if name is None else self._named.get(name)
 
     def written(
         self, path: str, target: fx.Node | None, value: fx.Node, assigned: bool = False

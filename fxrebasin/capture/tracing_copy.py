@@ -55,9 +55,10 @@ def tracing_copy_of(model: nn.Module, stand_ins: Mapping[int, Tensor],
         traced = model
     try:
         traced.eval()
-        if hasattr(traced, "set_experts_implementation"):  # transformers: batched products, no loop
+        set_experts = getattr(traced, "set_experts_implementation", None)
+        if callable(set_experts):  # transformers: batched products, no loop
             with contextlib.suppress(Exception):
-                traced.set_experts_implementation("batched_mm")
+                set_experts("batched_mm")
         yield traced
     finally:
         for module, attributes, parameters, buffers in before if traced is model else ():
@@ -93,7 +94,7 @@ def _copied_function(function: types.FunctionType, memo: dict[Any, Any]) -> type
     """A function over copies of the tensors that it closes over."""
     def copied(value: Any) -> Any:
         return copy.deepcopy(value, memo) if isinstance(value, Tensor) else value
-    cells = tuple(types.CellType(copied(cell.cell_contents)) for cell in function.__closure__)
+    cells = tuple(types.CellType(copied(cell.cell_contents)) for cell in function.__closure__ or ())
     result = types.FunctionType(function.__code__, function.__globals__, function.__name__,
                                 function.__defaults__, cells)
     result.__kwdefaults__ = function.__kwdefaults__

@@ -57,7 +57,8 @@ def rerolled(program: Program, leave: AbstractSet[str] = frozenset()) -> Iterato
 def _round(program: Program, leave: AbstractSet[str], known: dict) -> Roll | None:
     """All families that can be rolled up at once. Twins that cannot are told apart, so that what is inside them
     is seen."""
-    wiring, apart = Wiring(program), {}
+    wiring = Wiring(program)
+    apart: dict[fx.Node, tuple[int, ...]] = {}
     while families := wiring.families(apart):
         fit: list[Slots] = []
         for family in families:

@@ -55,12 +55,13 @@ def _filled(x: Any, tensors) -> Any:
 @contextlib.contextmanager
 def _without_loops() -> Iterator[None]:
     """vmap raises where it has no rule, instead of running slot by slot."""
-    before = torch._C._functorch._is_vmap_fallback_enabled()
-    torch._C._functorch._set_vmap_fallback_enabled(False)
+    functorch: Any = torch._C._functorch  # torch declares a part of what is in it
+    before = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
     try:
         yield
     finally:
-        torch._C._functorch._set_vmap_fallback_enabled(before)
+        functorch._set_vmap_fallback_enabled(before)
 
 
 class Slotted:
@@ -79,11 +80,9 @@ class Slotted:
         value = self.values[name]
         return isinstance(value, Hole) and self.batched[value.k]
 
-    def spread(self, name: str, rank: int | None = None) -> Tensor | None:
+    def spread(self, name: str, rank: int | None = None) -> Tensor:
         """A tensor with slots in any case, its own dimensions to the right; `rank` dimensions besides the slots."""
         value = self[name]
-        if value is None:
-            return None
         if not self.has_slots(name):
             value = value.unsqueeze(0).expand(self.slots, *value.shape)
         missing = 0 if rank is None else rank - (value.ndim - 1)
@@ -128,14 +127,14 @@ def _embedding(a: Slotted) -> Tensor:
 def _batch_norm(a: Slotted) -> Tensor:
     """With the statistics of the state: an affine map of each channel."""
     x = a.spread("input")
-    mean, var = (a.spread(name) for name in ("running_mean", "running_var"))
-    if mean is None or a.values.get("training"):
+    if a["running_mean"] is None or a["running_var"] is None or a.values.get("training"):
         raise NotImplementedError("batch statistics")
 
     def channels(t: Tensor) -> Tensor:
         return t.reshape(t.shape[0], 1, t.shape[1], *[1] * (x.ndim - 3))
 
-    y = (x - channels(mean)) * torch.rsqrt(channels(var) + a["eps"])
+    mean, var = (channels(a.spread(name)) for name in ("running_mean", "running_var"))
+    y = (x - mean) * torch.rsqrt(var + a["eps"])
     y = y if a["weight"] is None else y * channels(a.spread("weight"))
     return y if a["bias"] is None else y + channels(a.spread("bias"))
 
@@ -149,7 +148,7 @@ def _group_norm(a: Slotted) -> Tensor:
     """Slots times groups are groups."""
     x = a.spread("input").transpose(0, 1)
     y = x.reshape(x.shape[0], -1, *x.shape[3:])
-    weight, bias = (None if t is None else t.reshape(-1) for t in (a.spread("weight"), a.spread("bias")))
+    weight, bias = (None if a[name] is None else a.spread(name).reshape(-1) for name in ("weight", "bias"))
     y = aten.group_norm.default(y, a.slots * a["num_groups"], weight, bias, a["eps"])
     return y.reshape(x.shape).transpose(0, 1)
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from ..capture import int_at, node_at, nodes_at, tensor_of
 from .batch import Hole, traced
 from .slots import Refused, Row, Slots
 from .twins import COMPARISONS, Wiring, cut_of, total
@@ -44,7 +45,7 @@ class Roll:
         self.stacks: dict[str, tuple[str, ...]] = {}
         rows = [row for slots in families for row in slots.rows]
         self.row_of = {node: row for row in rows for node in row.nodes}
-        last = {max(row.nodes, key=wiring.position.get): row for row in rows}
+        last = {max(row.nodes, key=wiring.position.__getitem__): row for row in rows}
         for node in self.old.module.graph.nodes:
             if node in last:
                 row = last[node]
@@ -84,7 +85,8 @@ class Roll:
 
     def _total(self, node: fx.Node) -> fx.Node:
         """A total of which some terms are those of all slots."""
-        kind, whole, done = total(node), None, set()
+        kind, done = total(node) or "", set()
+        whole: fx.Node | None = None
         for sign, term in self.wiring.operands[node]:
             if term not in self.row_of:
                 value = self.held[term].node
@@ -98,13 +100,15 @@ class Roll:
                 whole = value if sign is None else self.new.call(node, aten.neg.default, value)
             else:
                 whole = self.new.call(node, PAIRS[kind] if sign is None else aten.sub.Tensor, whole, value)
+        if whole is None:
+            raise Refused(node)  # nothing is added up
         return whole
 
     def _joined(self, node: fx.Node) -> fx.Node:
         """A concatenation or a stack of which neighbouring pieces are those of all slots."""
         stacked = node.target is aten.stack.default
-        dim = (node.args[1] if len(node.args) > 1 else 0) % node.meta["val"].ndim
-        pieces, items = [], list(node.args[0])
+        dim = (int_at(node, 1) if len(node.args) > 1 else 0) % tensor_of(node).ndim
+        pieces, items = [], nodes_at(node, 0)
         while items:
             if items[0] in self.row_of:
                 row = self.row_of[items[0]]
@@ -146,11 +150,11 @@ class Roll:
         if first.op != "call_function":
             return Held(self.new.copy(first, {}, self.old.sources[first.name]))  # a constant
         if row.cut is not None:
-            if self.held[first.args[0]].slots:  # each slot cuts a tensor of its own, elsewhere than the others
+            if self.held[node_at(first, 0)].slots:  # each slot cuts a tensor of its own, elsewhere than the others
                 raise Refused(first)
-            return self._compared(row) if first.target in COMPARISONS else self._cut(row)
+            return (self._compared if first.target in COMPARISONS else self._cut)(first, row.cut)
         if first.target is operator.getitem:
-            whole = self.held[first.args[0]]
+            whole = self.held[node_at(first, 0)]
             return Held(self.new.call(first, operator.getitem, whole.node, first.args[1])) if isinstance(
                 whole, Held) else whole[first.args[1]]
         if kind := total(first):
@@ -182,30 +186,29 @@ class Roll:
                 state.setdefault(stack, (len(self.stacks[stack]), *shape))
         return state
 
-    def _cut(self, row: Row) -> Held:
+    def _cut(self, node: fx.Node, cuts: tuple[tuple[int, ...], ...]) -> Held:
         """The parts that the slots take of a shared tensor, slots first."""
-        node = row.nodes[0]
         whole, dim = cut_of(node)
-        positions = [position for cut in row.cut for position in cut]
+        positions = [position for cut in cuts for position in cut]
         parts = self.new.take(node, self.held[whole].node, dim, positions)
         shape = list(parts.meta["val"].shape)
         is_single = node.meta["val"].ndim < len(shape)  # a `select`, which drops the dimension
-        shape[dim:dim + 1] = [len(row.cut)] if is_single else [len(row.cut), len(row.cut[0])]
+        shape[dim:dim + 1] = [len(cuts)] if is_single else [len(cuts), len(cuts[0])]
         parts = self.new.call(node, aten.reshape.default, parts, shape)
         order = [dim, *(d for d in range(len(shape)) if d != dim)]
         return Held(self.new.call(node, aten.permute.default, parts, order), True)
 
-    def _compared(self, row: Row) -> Held:
+    def _compared(self, node: fx.Node, cuts: tuple[tuple[int, ...], ...]) -> Held:
         """A shared tensor, compared with a number that each slot has of its own."""
-        node, numbers = row.nodes[0], [cut[0] for cut in row.cut]
+        numbers, shared = [cut[0] for cut in cuts], node_at(node, 0)
         if numbers == list(range(len(numbers))):
             line = self.new.call(node, aten.arange.default, len(numbers))
         else:
             line = self.new.constant(torch.tensor(numbers))
-        shape = [len(numbers)] + [1] * node.args[0].meta["val"].ndim
+        shape = [len(numbers)] + [1] * tensor_of(shared).ndim
         line = self.new.call(node, aten.reshape.default, line, shape)
         target = aten.eq.Tensor if node.target is aten.eq.Scalar else aten.ne.Tensor
-        return Held(self.new.call(node, target, self.held[node.args[0]].node, line), True)
+        return Held(self.new.call(node, target, self.held[shared].node, line), True)
 
     def _op(self, node: fx.Node, target, args: tuple, kwargs: Mapping[str, Any]) -> Held | Sequence[Held]:
         """An op of a slot, for all slots at once."""
@@ -218,18 +221,18 @@ class Roll:
             operands.append(x)
             return Hole(len(operands) - 1)
 
-        args, kwargs = pytree.tree_map(hole, (tuple(args), dict(kwargs)))
+        given: tuple[tuple, dict[str, Any]] = pytree.tree_map(hole, (tuple(args), dict(kwargs)))
         if not any(operand.slots for operand in operands):
-            args, kwargs = pytree.tree_map_only(Hole, lambda x: operands[x.k].node, (args, kwargs))
+            args, kwargs = pytree.tree_map_only(Hole, lambda x: operands[x.k].node, given)
             return Held(self.new.call(node, target, *args, **kwargs))
         values = [self.new.fresh(operand.node.meta["val"]) for operand in operands]
         slots = [operand.slots for operand in operands]
         seen = [(tuple(value.shape), value.stride(), value.dtype, value.device) for value in values]
-        key = str(target), str((args, kwargs)), str((seen, slots))
+        key = str(target), str(given), str((seen, slots))
         try:
             if key not in self.known:
                 with self.new.mode:
-                    self.known[key] = traced(target, args, kwargs, values, slots)
+                    self.known[key] = traced(target, *given, values, slots)
             results = self.new.insert(node, self.known[key], [operand.node for operand in operands])
             self._check_shapes(node, results, next(o.node for o in operands if o.slots).meta["val"].shape[:1])
         except Exception as error:  # whatever vmap raises: the op cannot be run for all slots at once

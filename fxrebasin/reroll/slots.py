@@ -6,10 +6,12 @@ import operator
 from collections import Counter
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
+from ..capture import int_at, node_at, nodes_at, op_of
 from .twins import COMPARISONS, JOINS, PARTS, Wiring, cut_of, same_constant, settings, total, where_cut
 
 
@@ -52,9 +54,9 @@ class Slots:
                 user.target in JOINS for node in family[0] for _, user in wiring.users[node]):
             raise Refused  # bare tables that are added up: they could exchange anything, not only places
 
-    def has(self, op: fx.Node) -> bool:
+    def has(self, op: fx.Node | None) -> bool:
         """Whether some node of a slot is the op of another node."""
-        return any(node.op == "call_function" and node.target is op.target and settings(node) == settings(op)
+        return op is not None and any(node.op == "call_function" and node.target is op.target and settings(node) == settings(op)
                    for node in self.family[0])
 
     def _results(self, k: int) -> list[fx.Node]:
@@ -116,7 +118,7 @@ class Slots:
         """Puts the slots in the order in which they cut their first shared tensor."""
         cut = next((row.cut for row in self.rows if row.cut), None)
         if cut is None:
-            order = sorted(range(len(self.family)), key=lambda k: min(map(self.wiring.position.get, self.family[k])))
+            order = sorted(range(len(self.family)), key=lambda k: min(map(self.wiring.position.__getitem__, self.family[k])))
         else:
             order = sorted(range(len(self.family)), key=lambda k: cut[k])
         self.rows = [Row(tuple(row.nodes[k] for k in order), row.cut and tuple(row.cut[k] for k in order))
@@ -132,7 +134,7 @@ class Slots:
             if count > 1 or not (total(user) or user.target in JOINS):
                 raise Refused
             if user.target in JOINS:
-                places = sorted(user.args[0].index(node) for node in row.nodes)
+                places = sorted(nodes_at(user, 0).index(node) for node in row.nodes)
                 if places != list(range(places[0], places[0] + len(places))):
                     raise Refused
 
@@ -146,24 +148,25 @@ def _cut(node: fx.Node) -> tuple[int, ...]:
     whole, dim = cut_of(node)
     size = whole.meta["val"].shape[dim]
     if node.target is operator.getitem:
-        pieces = node.args[0].meta["val"]
-        if node.args[0].target is PARTS[-1]:
-            return (node.args[1] % size,)
-        widths = [piece.shape[dim] for piece in pieces]
-        start = sum(widths[:node.args[1]])
-        return tuple(range(start, start + widths[node.args[1]]))
-    first = node.args[2] if len(node.args) > 2 else 0
+        pieces, place = node_at(node, 0), int_at(node, 1)
+        if pieces.target is PARTS[-1]:
+            return (place % size,)
+        widths = [piece.shape[dim] for piece in pieces.meta["val"]]
+        start = sum(widths[:place])
+        return tuple(range(start, start + widths[place]))
+    first = int_at(node, 2) if len(node.args) > 2 else 0
     if "select" in str(node.target):
         return (first % size,)
     if "narrow" in str(node.target):
-        return tuple(range(first % size, first % size + node.args[3]))
-    return tuple(range(size)[slice(*node.args[2:5])])
+        return tuple(range(first % size, first % size + int_at(node, 3)))
+    bounds: tuple[Any, ...] = node.args[2:5]
+    return tuple(range(size)[slice(*bounds)])
 
 
 def draws_numbers(node: fx.Node) -> bool:
     """Whether an op draws random numbers, which are others in every slot."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    schema = node.target._schema.arguments
+    schema = op_of(node)._schema.arguments
     named = {a.name: a.default_value for a in schema} | dict(zip((a.name for a in schema), node.args)) | node.kwargs
-    return named.get("dropout_p", 1) != 0 and named.get("train", True)
+    return named.get("dropout_p", 1) != 0 and bool(named.get("train", True))

@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from ..capture import Program
+from ..capture import Program, node_at, tensor_of
 
 aten = torch.ops.aten
 TOTALS = {aten.add.Tensor: "sum", aten.sub.Tensor: "sum", aten.mul.Tensor: "product", aten.maximum.default: "maximum",
@@ -49,9 +50,9 @@ class Wiring:
     def __post_init__(self):
         nodes = list(self.program.module.graph.nodes)
         for node in reversed(nodes):
-            user = next(iter(node.users), None)
+            user: fx.Node | None = next(iter(node.users), None)
             kind = total(node)
-            if kind and len(node.users) == 1 and total(user) == kind and list(user.args).count(node) == 1:
+            if user and kind and len(node.users) == 1 and total(user) == kind and user.args.count(node) == 1:
                 self.within[node] = self.within.get(user, user)
         self.position = {node: k for k, node in enumerate(nodes)}
         for node in nodes:
@@ -87,7 +88,8 @@ class Wiring:
         while count < len(set(colours.values())):
             count = len(set(colours.values()))
             for neighbours, order in ((self.operands, list(self.operands)), (self.users, list(self.operands)[::-1])):
-                numbers, fresh = {}, {}
+                numbers = {}
+                fresh: dict[fx.Node, int] = {}
                 for node in order:
                     around = sorted((-1 if place is None else place, fresh[other])
                                     for place, other in neighbours.get(node, ()))
@@ -143,10 +145,10 @@ def _leaves(arguments: Iterable[Any]) -> Iterator[Any]:
             yield argument
 
 
-def total(node: fx.Node | None) -> str | None:
+def total(node: fx.Node) -> str | None:
     """"sum", "product", "maximum" or "minimum" if a node makes one of two tensors of one floating-point type. A sum with
     nothing counts too (Python's `sum` starts at 0)."""
-    kind = TOTALS.get(node.target) if node is not None and node.op == "call_function" else None
+    kind = TOTALS.get(node.target) if isinstance(node.target, OpOverload) else None
     if kind is None or node.kwargs or len(node.args) != 2:
         return None
     own = node.meta["val"].dtype
@@ -164,18 +166,18 @@ def _terms(node: fx.Node, sign: int | None) -> list[tuple[int | None, Any]]:
 
 def where_cut(node: fx.Node) -> tuple[int, ...]:
     """Places, among a node's arguments, that tell slots apart; they are not part of its colour."""
-    if node.target is operator.getitem and node.args[0].target in PARTS or node.target in COMPARISONS:
+    if node.target is operator.getitem and node_at(node, 0).target in PARTS or node.target in COMPARISONS:
         return (1,)
-    return CUTS.get(node.target, ())
+    return CUTS.get(node.target, ()) if isinstance(node.target, OpOverload) else ()
 
 
 def cut_of(node: fx.Node) -> tuple[fx.Node, int]:
     """The tensor that a node takes a part of, and the dimension."""
-    cut = node.args[0] if node.target is operator.getitem else node
-    whole = cut.args[0]
+    cut = node_at(node, 0) if node.target is operator.getitem else node
+    whole = node_at(cut, 0)
     place = 2 if cut.target in PARTS[:3] else 1
-    dim = cut.args[place] if len(cut.args) > place else cut.kwargs.get("dim", 0)
-    return whole, dim % whole.meta["val"].ndim
+    dim: Any = cut.args[place] if len(cut.args) > place else cut.kwargs.get("dim", 0)
+    return whole, dim % tensor_of(whole).ndim
 
 
 def settings(node: fx.Node) -> str:
@@ -183,7 +185,7 @@ def settings(node: fx.Node) -> str:
     if total(node):
         return ""
     left_out = where_cut(node)
-    args = tuple("?" if k in left_out else a for k, a in enumerate(node.args))
+    args: tuple[Any, ...] = tuple("?" if k in left_out else a for k, a in enumerate(node.args))
     if node.target in JOINS:
         args = (len(args[0]), *args[1:])
     return f"{_text(args)} {list(node.kwargs)} {_text(node.kwargs.values())}"

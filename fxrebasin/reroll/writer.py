@@ -48,7 +48,8 @@ class Writer:
 
     def insert(self, like: fx.Node, inner: fx.Graph, operands: list[fx.Node]) -> fx.Node | list[fx.Node]:
         """All ops of a traced graph; its results."""
-        given, inside = iter(operands), {}
+        inside: dict[fx.Node, fx.Node] = {}
+        given = iter(operands)
         for step in inner.nodes:
             if step.op == "placeholder":
                 inside[step] = next(given)
@@ -57,7 +58,8 @@ class Writer:
             elif step.op == "call_function":
                 inside[step] = self.graph.node_copy(step, inside.__getitem__)
                 inside[step].meta = {"val": step.meta["val"], "stack_trace": like.meta.get("stack_trace")}
-        return fx.node.map_arg(inner.output_node().args[0], inside.__getitem__)
+        results: Any = fx.node.map_arg(inner.output_node().args[0], inside.__getitem__)
+        return results
 
     def state(self, like: fx.Node, name: str, shape: tuple[int, ...]) -> fx.Node:
         """A placeholder for a new tensor of the state, of the dtype of `like`."""
