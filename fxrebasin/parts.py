@@ -108,7 +108,8 @@ def still(name: str, shape: Sequence[int], role: str | None = None) -> Alignment
 
 def _taken_apart(spec: Spec, tensor: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names of the state dict that a tensor is stacked from, and the sizes of the axes it is stacked along."""
-    names, sizes = (tensor,), ()
+    names: tuple[str, ...] = (tensor,)
+    sizes: tuple[int, ...] = ()
     while names[0] in spec.stacks:
         sizes += (len(spec.stacks[names[0]]),)
         names = tuple(inner for name in names for inner in spec.stacks[name])
@@ -137,10 +138,11 @@ def origin(alignment: Alignment, tensor: str, axes: tuple[int, ...]) -> np.ndarr
         target, source = alignment.positions(block)
         ends = np.cumsum([len(axis.factors) for axis in block])
         own = [d for axis in axes for d in range(ends[axis] - len(block[axis].factors), ends[axis])]
-        old = [_freed(source[axis], own, int(ends[-1])) for axis in axes]
-        if any(index is None for index in old):
+        freed = [_freed(source[axis], own, int(ends[-1])) for axis in axes]
+        old = [index for index in freed if index is not None]
+        new = [index for axis in axes if (index := _freed(target[axis], own, int(ends[-1]))) is not None]
+        if len(old) < len(axes) or len(new) < len(axes):
             return None
-        new = [_freed(target[axis], own, int(ends[-1])) for axis in axes]
         where = tuple(np.broadcast_arrays(*new, *old)[:len(axes)])
         flat = np.broadcast_to(np.ravel_multi_index(tuple(np.broadcast_arrays(*old)), shape), where[0].shape)
         if ((result[where] >= 0) & (result[where] != flat)).any():

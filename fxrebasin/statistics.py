@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from .capture import arguments
 from .errors import FxrebasinError
@@ -136,8 +137,8 @@ def measured(model: nn.Module, state: State, inputs: Iterable[Any]) -> dict[str,
             for place, norm in norms.items() for name in ("running_mean", "running_var")}
 
 
-def _norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _norms(model: nn.Module) -> Iterator[tuple[str, _NormBase]]:
     """The batch norms that keep statistics, by their places."""
     for place, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+        if isinstance(module, _NormBase) and module.running_mean is not None:
             yield place, module

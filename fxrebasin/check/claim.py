@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def first_used(k: int) -> bool:
 def read(values: dict[str, Value], results: dict[str, Value]) -> Spec:
     """The groups of some values, as if they were a state, and how other values move with them."""
     shapes = {name: value.shape for name, value in values.items()}
-    program = SimpleNamespace(state=shapes, ties={}, passed=(), notes=())
+    program: Any = SimpleNamespace(state=shapes, ties={}, passed=(), notes=())
     return Reader(values, results).spec(program, {})
 
 
@@ -124,8 +125,9 @@ class Claim:
     def _moved_result(self, element: Alignment, k: int) -> torch.Tensor:
         """The same for a result."""
         moved = element.apply_to_output(str(k), self.before[k])
-        if self.results[k].points is not None:
-            places = torch.arange(self.results[k].points.shape[0])
+        axis = self.results[k].points
+        if axis is not None:
+            places = torch.arange(axis.shape[0])
             moved = element.apply_to_output(f"axis of {k}", places).argsort()[moved]
         return moved
 

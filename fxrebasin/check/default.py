@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -33,11 +34,14 @@ def _from_schema(op: str, tensor: Callable[[int], torch.Tensor]) -> tuple:
     """Arguments for everything that an op's schema asks for."""
     made = {"Number": 2, "number": 2, "float": 0.5, "int": 2, "bool": False, "List[int]": [2, 3],
             "Device": "cpu", "device": "cpu"}
-    arguments, named, count = [], {}, 0
+    arguments: list[Any] = []
+    named: dict[str, Any] = {}
+    count = 0
     for argument in resolve(op)._schema.arguments:
         kind = str(argument.type)
         if argument.has_default_value():
             continue
+        value: Any
         if kind == "Tensor":
             value = tensor(count) > 0 if argument.name in ("condition", "mask") else tensor(count)
             count += 1

@@ -75,7 +75,7 @@ def _follows(case: Case, probe: Probe) -> str | None:
             candidates[k] = [c for c in candidates[k] if _moved_alike(c, name, case.before[k], after[k], p)]
             if not candidates[k]:
                 return None
-    return "; ".join(str(c[0]) for c in candidates if c[0].lines) or "nothing moves"
+    return "; ".join(str(c[0]) for c in candidates or () if c[0].lines) or "nothing moves"
 
 
 def _sorted(tensor: torch.Tensor) -> torch.Tensor:
@@ -91,9 +91,10 @@ def _moved_alike(probe: Probe, name: str, before: torch.Tensor, after: torch.Ten
 def _holds(spec: Spec, case: Case, probe: Probe) -> bool:
     """Whether the spec's group has the probe's permutations of the arguments."""
     for p in generators(probe.lines[0].size):
-        moved = {name: probe.labels(name, tuple(t.shape), p) for name, t in case.tensors.items()}
+        labels = {name: probe.labels(name, tuple(t.shape), p) for name, t in case.tensors.items()}
+        moved = {name: places for name, places in labels.items() if places is not None}
         moved.update({f"axis of {name}": np.arange(size) for name, size in case.points.items()})
-        if all(labels is not None for labels in moved.values()) and alignment_of(spec, moved) is None:
+        if all(places is not None for places in labels.values()) and alignment_of(spec, moved) is None:
             return False
     return True
 

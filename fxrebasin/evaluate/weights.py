@@ -93,7 +93,7 @@ def _is_mask(own: Tensor) -> bool:
 
 def _positive(program: Program) -> set[str]:
     """Names of variances and of gains of norms, by the arguments that they are."""
-    found = set()
+    found: set[str] = set()
     for node in program.module.graph.nodes:
         if node.op == "call_function" and "norm" in base_name(node):
             found.update(program.sources[argument.name].name for word, argument in _named(node)

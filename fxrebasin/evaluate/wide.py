@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from ..capture import Program, Source, default_dtype
+from ..capture import Program, Source, default_dtype, node_at, op_of, tensor_of
 from ..errors import CaptureError, StateError
 from .grouped import grouped_product
 from .ops import BITWISE, base_name, overload
@@ -95,20 +95,21 @@ class Wide(fx.Interpreter):
 
     def _held(self, source: Source) -> Tensor:
         held = {"state": self.state, "input": self.given}.get(source.kind, {source.name: source.value})
-        if held.get(source.name) is None:
+        value = held.get(source.name)
+        if value is None:
             raise CaptureError(f"the graph cannot be run: the {source.kind} {source.name} has no value; "
                                "give it, or capture a module that is not on the meta device")
-        return held[source.name].detach()
+        return value.detach()
 
     def _call(self, node: fx.Node) -> Any:
         args, kwargs = self.argument(node, self.fetch_args_kwargs_from_env(node))
         if node.target is operator.getitem:
-            return node.target(*args, **kwargs)
+            return operator.getitem(*args)
         if node in self.read_off.values():
             self.scores[node] = _scores(node, args)
         if overload(node) in BITWISE:
             return self._as_captured(node, args, kwargs)
-        function = INSTEAD.get(overload(node), node.target)
+        function = INSTEAD.get(overload(node)) or op_of(node)
         args, kwargs = _with_epsilon(node, args, kwargs)
         try:
             return function(*map_aggregate(args, self._setting), **map_aggregate(kwargs, self._setting))
@@ -130,7 +131,7 @@ class Wide(fx.Interpreter):
             return value.to(next(kinds)) if isinstance(value, Tensor) else self._place(value)
 
         args, kwargs = pytree.tree_map(narrow, (args, kwargs))
-        result = node.target(*args, **kwargs)
+        result = op_of(node)(*args, **kwargs)
         floats = [t.dtype for t in pytree.tree_leaves((args, result)) if isinstance(t, Tensor) and _is_float(t.dtype)]
         self.eps[node] = max((torch.finfo(dtype).eps for dtype in floats), default=EPS)
         return pytree.tree_map(lambda t: widened(t) if isinstance(t, Tensor) else t, result)
@@ -149,7 +150,7 @@ def _with_epsilon(node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> tuple[t
     place = OWN_EPS.get(overload(node))
     if place is None or kwargs.get("eps", args[place] if len(args) > place else None) is not None:
         return args, kwargs
-    dtype = torch.promote_types(node.args[0].meta["val"].dtype, torch.float32)
+    dtype = torch.promote_types(tensor_of(node_at(node, 0)).dtype, torch.float32)
     return args[:place], {**kwargs, "eps": torch.finfo(dtype).eps}
 
 

@@ -86,7 +86,7 @@ class Factors(Relating):
         while True:
             changes = self.changes
             blocks = self._reshape_blocks(value, shape, runs, why)
-            if changes == self.changes:
+            if blocks is not None and changes == self.changes:
                 if sum(math.prod(s.positions.size for s in block) for block in blocks) != math.prod(shape):
                     return self._given_up(value, shape, why)  # a part of the value is no box in the new shape
                 return self.build(shape, blocks, _still_chosen(value, _kept(value.shape, shape, runs)))
@@ -98,7 +98,7 @@ class Factors(Relating):
         return self.value(shape, reason)
 
     def _reshape_blocks(self, value: Value, shape: Sequence[int], runs, why: str) -> list[list[Segment]] | None:
-        blocks = []
+        blocks: list[list[Segment]] = []
         for block in list(value.blocks):
             blocks.append([])
             for ins, outs in runs:
@@ -192,9 +192,11 @@ def _opaque_again(segment: Segment) -> Segment:
 
 def _runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Pairs up the shortest runs of dimensions of equal total size; dimensions of size 1 join a neighbouring run."""
-    runs, i, j = [], 0, 0
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
     while i < len(old) or j < len(new):
-        ins, outs = [], []
+        ins: list[int] = []
+        outs: list[int] = []
         a = b = 1
         while not ins and not outs or a != b:
             if (a <= b and i < len(old)) or j == len(new):
@@ -209,7 +211,8 @@ def _runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], l
 
 def _flatten(segments: Sequence[Segment], sizes: Sequence[int]) -> tuple[np.ndarray, list[Atom]]:
     """The row-major positions of several dimensions together, over all their atoms."""
-    flat, atoms = np.zeros((), dtype=np.int64), []
+    flat: np.ndarray = np.zeros((), dtype=np.int64)
+    atoms: list[Atom] = []
     for segment, size in zip(segments, sizes):
         tail = segment.positions.reshape((1,) * flat.ndim + segment.positions.shape)
         flat = flat.reshape(flat.shape + (1,) * segment.positions.ndim) * size + tail

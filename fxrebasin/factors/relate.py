@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 
@@ -34,7 +34,8 @@ class Relating(Unifying):
             self.use(value)
         asked = len(outputs)
         outputs = [*outputs, letters] if len(operands) > 1 and not any(set(letters) <= set(o) for o in outputs) else outputs
-        for turn in itertools.count():
+        turn = 0
+        while True:
             if turn == MOST_TURNS or _too_many(operands):
                 operands = [(self._coarse(value, why), own) for value, own in operands]
             changes = self.changes
@@ -43,6 +44,7 @@ class Relating(Unifying):
             if changes == self.changes and results is not None:
                 return [self.build(shape, blocks, _chosen(operands, letters))
                         for (shape, blocks), letters in zip(results, outputs)][:asked]
+            turn += 1
 
     def _coarse(self, value: Value, why: str) -> Value:
         """The same value in one piece; the dimensions along which the pieces lie are pinned. (A table of relative
@@ -57,11 +59,11 @@ class Relating(Unifying):
             whole.append(next((s for s in segments if s.atoms or s.reason), segments[0]))
         return self.build(value.shape, [whole], value.chosen)
 
-    def _cells(self, operands, outputs) -> list[dict[str, int]] | None:
+    def _cells(self, operands, outputs) -> list[dict[str, Any]] | None:
         """The common refinement of all operands' blocks in the space of all letters, as boxes {letter: set of classes,
         a bit mask}; None after cutting a block that is coarser than it must be."""
         masks = _LetterMasks(operands)
-        cells = masks.refine(operands, outputs)
+        cells: list[dict[str, Any]] = list(masks.refine(operands, outputs))
         for value, letters in operands:
             for block in value.blocks:
                 box = masks.box(block, letters)
@@ -218,7 +220,7 @@ class _LetterMasks:
         return cells
 
     def refine(self, operands, outputs) -> list[dict[str, int]]:
-        cells = self.overlaps(operands)
+        cells = self.overlaps(operands) or []
         tensors = [letters for _, letters in operands] + list(outputs)
         while (clash := self._clash(cells, tensors)) is not None:
             letter, mask = clash

@@ -124,7 +124,7 @@ def _radix(segment: Segment) -> list[Atom] | None:
     """The atoms from the outermost to the innermost if the segment is row-major in some order of its atoms (by rank among
     its positions), else None."""
     shape = segment.positions.shape
-    ranks = np.empty(segment.positions.size, dtype=np.int64)
+    ranks: np.ndarray = np.empty(segment.positions.size, dtype=np.int64)
     ranks[np.argsort(segment.positions, axis=None)] = np.arange(ranks.size)
     ranks = ranks.reshape(shape)
     strides = [int(ranks[tuple(int(i == k) for i in range(len(shape)))] - ranks[(0,) * len(shape)])

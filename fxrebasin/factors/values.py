@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Iterable, NamedTuple, Sequence
 
@@ -59,7 +60,7 @@ class Segment:
         self.positions = positions
         self.atoms = tuple(atoms)
         self.reason = reason
-        self._key = None
+        self._key: bytes | None = None
 
     @classmethod
     def plain(cls, positions: np.ndarray, reason: str | None = None) -> "Segment":
@@ -103,7 +104,8 @@ class Block:
         return found
 
 
-class Choice(NamedTuple):
+@dataclass(frozen=True)
+class Choice:
     """What was looked up with an index holds, at each place, one element of the axis that the index points into: the
     weights of the expert that was chosen there. `dims` are the dimensions of the value along which those of the index
     run (None where the index has size 1)."""
@@ -136,8 +138,11 @@ class Value:
 
     @property
     def axis(self) -> "Value":
-        """What an index chooses from."""
-        return self.points or self.table
+        """What an index chooses from. Raises ValueError if the value is no index."""
+        axis = self.points or self.table
+        if axis is None:
+            raise ValueError("numbers that are no index choose from nothing")
+        return axis
 
 
 def coalesce(boxes: list[list[Segment]]) -> list[list[Segment]]:

@@ -137,8 +137,8 @@ def report(spec: Spec, source: State, target: State, alignment: Alignment, *, se
     ready = prepared(own, old, new, infinite)
     whole = ready.held.whole
 
-    def placed(objective: str, at: Alignment, states=(ready.source, ready.target)) -> list[Piece]:
-        problem = Problem(whole, *states, objective=objective)
+    def placed(objective: str, at: Alignment, source=ready.source) -> list[Piece]:
+        problem = Problem(whole, source, ready.target, objective=objective)
         problem.reset(Alignment(whole, at.permutations))
         return problem.pieces
 
@@ -149,7 +149,7 @@ def report(spec: Spec, source: State, target: State, alignment: Alignment, *, se
         strange = _reordered(ready.source, seed)
         found = match(whole, strange, ready.target, _method(alignment), seed)
         for objective, pieces in shares.items():
-            pieces["chance"] = placed(objective, found, (strange, ready.target)) if found.spec is whole or (
+            pieces["chance"] = placed(objective, found, strange) if found.spec is whole or (
                 set(found.permutations) == set(whole.groups)) else []
     raw, scaled = ({name: pieces for name, pieces in found.items() if pieces or name != "chance"}
                      for found in shares.values())

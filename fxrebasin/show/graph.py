@@ -36,8 +36,8 @@ def to_networkx(spec: Spec) -> networkx.Graph:
         blocks: dict[tuple[str, int], list[int]] = defaultdict(list)
         for site in group.sites:
             blocks[site.tensor, site.axis].append(site.block)
-        for axis, numbers in blocks.items():
-            graph.add_edge(group.name, axis, blocks=", ".join(map(str, numbers)))
+        for moved, numbers in blocks.items():
+            graph.add_edge(group.name, moved, blocks=", ".join(map(str, numbers)))
     return graph
 
 

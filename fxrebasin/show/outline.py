@@ -159,7 +159,8 @@ def _merged(alike: Sequence[Union[Module, Leaf]]) -> Union[Module, Leaf]:
     first = alike[0]
     if isinstance(first, Leaf):
         return Leaf(first.text, tuple(name for each in alike for name in each.names))
-    return Module({name: _merged([each.children[name] for each in alike]) for name in first.children})
+    modules = [each for each in alike if isinstance(each, Module)]
+    return Module({name: _merged([each.children[name] for each in modules]) for name in first.children})
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -298,8 +298,8 @@ class _Fitting:
         members: dict[str, list[str]] = {}
         for alias, name in self.spec.ties.items():
             members.setdefault(name, [name]).append(alias)
-        held = {name: next((n for n in names if n in there), None) for name, names in members.items()}
-        found = {n: held[name] for name, names in members.items() for n in names if held[name] and n not in there}
+        held = {name: n for name, names in members.items() for n in names[::-1] if n in there}
+        found = {n: held[name] for name, names in members.items() for n in names if name in held and n not in there}
         if found:
             pairs = [f"{alias!r} is {name!r}" for alias, name in found.items()]
             self.steps.append(f"tied, and stored once: {', '.join(pairs[:3])}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def names_of(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Name in the state dict -> shape, aliases of tied tensors included: `shapes` with every stack taken apart."""
     shapes = dict(spec.shapes)
-    for stack, parts in reversed(spec.stacks.items()):
+    for stack, parts in reversed(list(spec.stacks.items())):
         shape = shapes.pop(stack)
         shapes.update(dict.fromkeys(parts, shape[1:]))
     return shapes | {alias: shapes[name] for alias, name in spec.ties.items()}
@@ -72,6 +72,6 @@ def tied(one: torch.Tensor, other: torch.Tensor) -> bool:
 def unstacked(spec: Spec, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What `stacked` undoes: every tensor under its own name again, ties tied."""
     result = dict(state)
-    for stack, parts in reversed(spec.stacks.items()):
+    for stack, parts in reversed(list(spec.stacks.items())):
         result.update(zip(parts, (tensor.clone() for tensor in result.pop(stack))))
     return result | {alias: result[name] for alias, name in spec.ties.items() if alias not in result}

@@ -44,8 +44,8 @@ def validate(spec: Spec) -> None:
         for site in group.sites:
             if site.axis not in range(len(spec.shapes[site.tensor])) or site.block not in range(len(spec.layouts[site.tensor])):
                 raise ValueError(f"group {group.name!r} has a site that does not exist")
-    for blocks in layouts.values():
-        for block in blocks[1]:
+    for _, laid_out in layouts.values():
+        for block in laid_out:
             places = [factor for axis in block for factor in axis.factors]
             for group in {spec.groups[spec.group_of[f]] for f in places if f in spec.group_of}:
                 apart = group.within + (group.members if len(group.members) > 1 else ())
@@ -64,7 +64,7 @@ def _validate_fold(spec: Spec, fold: Fold) -> None:
 def _validate_stacks(spec: Spec) -> None:
     """Every stack must be made of names that occur nowhere else, as many as its axis 0 is long."""
     left = dict(spec.shapes)
-    for stack, parts in reversed(spec.stacks.items()):
+    for stack, parts in reversed(list(spec.stacks.items())):
         shape = left.pop(stack)
         if not shape or len(parts) != shape[0] or not all(isinstance(name, str) for name in parts) or (
                 stack in spec.ties or len(set(parts)) != len(parts) or any(name in left or name in spec.ties for name in parts)):

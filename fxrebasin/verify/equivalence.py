@@ -44,9 +44,9 @@ def find_equivalence(spec: Spec, a: Mapping[str, Tensor], b: Mapping[str, Tensor
     if _sums(spec, coded[0]) != _sums(spec, coded[1]):
         return None
     fixed = {name: a[name] for name in spec.passed if name in a}
-    features = [fixed | {name: numbers for name, (numbers, _) in found.items()} for found in coded]
+    first, second = (fixed | {name: numbers for name, (numbers, _) in found.items()} for found in coded)
     for effort in _EFFORTS:
-        alignment = match(spec, *features, effort=effort, objective="all")
+        alignment = match(spec, first, second, effort=effort, objective="all")
         moved = alignment.apply(a)
         if all(_equal(moved[name], b[name]) for name in spec.names):
             return Alignment(spec, alignment.permutations)

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from ..alignment import Alignment
-from ..capture import Program, multiplications, path_in_run
+from ..capture import Program, multiplications, node_at, path_in_run, tensor_of
 from ..errors import CaptureError, NotEquivalentError, StateError
 from ..evaluate import Comparison, Outcome, Trial, draw_inputs, draw_state, given_inputs
 from ..evaluate.ops import compares
@@ -112,7 +112,7 @@ def _to_meet_all(node: fx.Node) -> int:
     """How many draws it takes until each of the scores that a node ranks has been taken, nearly surely."""
     if node.op != "call_function" or not compares(node):
         return 0
-    scores = node.args[0].meta["val"]
+    scores = tensor_of(node_at(node, 0))
     taken = [value for value in tree_leaves(node.meta["val"]) if isinstance(value, Tensor)]
     return math.ceil(2.5 * max(scores.shape, default=0) / max(1, taken[-1].numel()))
 

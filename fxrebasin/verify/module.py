@@ -58,7 +58,7 @@ class Module:
             torch.manual_seed(seed)
             if copied is self.model:  # it cannot be copied, and must not be written to
                 kept = {name: tensor.detach().clone() for name, tensor in _held(copied)}
-                result = torch.func.functional_call(copied, kept | held, args, kwargs, tie_weights=False)
+                result = torch.func.functional_call(copied, {**kept, **held}, args, kwargs, tie_weights=False)
             else:
                 for name, tensor in _held(copied):  # in place: attributes may lie in a parameter's memory
                     if name in held:
