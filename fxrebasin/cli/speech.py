@@ -49,7 +49,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, click.ClickException):
         return error.format_message()
     if isinstance(error, FxrebasinError):
-        return str(error)
+        return f"{error} [{error.link}]"
     if isinstance(error, MemoryError) or "can't allocate" in str(error) or "not enough memory" in str(error):
         return "out of memory: use a machine with more, or a smaller --input"
     if isinstance(error, OSError):
