@@ -1,4 +1,5 @@
 """Help comes at once: nothing heavy is loaded for it, and its list of commands is that of the commands."""
+import os
 import subprocess
 import sys
 
@@ -40,3 +41,38 @@ def test_an_unknown_command_is_a_wrong_request(capfd):
     from fxrebasin.cli import WRONG, run
 
     assert run(["inspct"]) == WRONG and "inspct" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_the_help_of_each_command_ends_with_an_example_that_it_takes(name, capfd):
+    from fxrebasin.cli import run
+
+    example = COMMANDS[name][2].split()
+    assert run([name, "-h"]) == 0 and " ".join(example) in " ".join(capfd.readouterr().out.split())
+    command = commands.get_command(click.Context(commands), name)
+    assert example[:2] == ["fxrebasin", name]
+    command.make_context(name, example[2:])  # raises UsageError for an option or an argument that there is not
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(shell):
+    result = subprocess.run([sys.executable, "-c", "from fxrebasin.cli import main; main()"], capture_output=True, text=True,
+                            env={**os.environ, "_FXREBASIN_COMPLETE": f"{shell}_source"})
+    assert result.returncode == 0 and "_FXREBASIN_COMPLETE" in result.stdout, result.stderr
+    words = {"COMP_WORDS": "fxrebasin ins", "COMP_CWORD": "1" if shell != "fish" else "ins"}
+    result = subprocess.run([sys.executable, "-c", "from fxrebasin.cli import main; main()"], capture_output=True, text=True,
+                            env={**os.environ, "_FXREBASIN_COMPLETE": f"{shell}_complete", **words})
+    assert "inspect" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("model, near", [("netz_of_mine:make", "net_of_mine"), ("net_of_mine:mak", "make"),
+                                         ("torch.nnn:Linear", "nn"), ("net_of_mine:Outer.innr", "inner")])
+def test_a_mistake_in_the_models_name_is_met_with_the_nearest(model, near, tmp_path, monkeypatch, capfd):
+    from fxrebasin.cli import WRONG, run
+
+    (tmp_path / "net_of_mine.py").write_text("def make(): pass\nclass Outer:\n    def inner(self): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run(["inspect", model]) == WRONG
+    said = capfd.readouterr().err
+    assert f"near it: {near}" in said and "model-names" in said

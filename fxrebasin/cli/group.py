@@ -7,16 +7,23 @@ import click
 
 from .. import __version__
 
-# Name -> the file that has the command, and what the list of commands says of it.
+# Name -> the file that has the command, what the list of commands says of it, and an example for its help.
 COMMANDS = {
-    "inspect": ("command", "Show the symmetries of MODEL."),
-    "match": ("command", "Find the alignment of one base onto another."),
-    "apply": ("carry", "Permute a checkpoint by an alignment."),
-    "transport": ("carry", "Carry a fine-tuning, or an adapter, over to a new base."),
-    "verify": ("command", "Decide whether two checkpoints are one function, or an alignment keeps it."),
-    "sweep": ("curves", "Score what is carried over, over alpha."),
-    "barrier": ("curves", "Score what lies between two states, before and after alignment."),
-    "demo": ("command", "Carry fine-tunings of shipped networks over, and measure the worth."),
+    "inspect": ("command", "Show the symmetries of MODEL.",
+                "fxrebasin inspect torchvision:resnet18 --html resnet18.html"),
+    "match": ("command", "Find the alignment of one base onto another.",
+              "fxrebasin match net:make old.safetensors new.safetensors -o pi.safetensors --input 2x8"),
+    "apply": ("carry", "Permute a checkpoint by an alignment.",
+              "fxrebasin apply pi.safetensors old.safetensors -o moved.safetensors"),
+    "transport": ("carry", "Carry a fine-tuning, or an adapter, over to a new base.",
+                  "fxrebasin transport old.safetensors tuned.safetensors new.safetensors --alignment pi.safetensors -o out.safetensors"),
+    "verify": ("command", "Decide whether two checkpoints are one function, or an alignment keeps it.",
+               "fxrebasin verify net:make a.safetensors b.safetensors --input 2x8"),
+    "sweep": ("curves", "Score what is carried over, over alpha.",
+              "fxrebasin sweep net:make old.safetensors tuned.safetensors new.safetensors --score net:score -o sweep.png"),
+    "barrier": ("curves", "Score what lies between two states, before and after alignment.",
+                "fxrebasin barrier net:make old.safetensors new.safetensors --score net:score -o barrier.png"),
+    "demo": ("command", "Carry fine-tunings of shipped networks over, and measure the worth.", "fxrebasin demo -o results"),
 }
 
 
@@ -29,11 +36,14 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
             import_module(f".{COMMANDS[cmd_name][0]}", __package__)  # adds its commands to the group
-        return super().get_command(ctx, cmd_name)
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            command.epilog = f"\b\nExample:\n  {COMMANDS[cmd_name][2]}"
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+            formatter.write_dl([(name, summary) for name, (_, summary, _) in COMMANDS.items()])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)

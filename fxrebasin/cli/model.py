@@ -3,13 +3,16 @@ transformers model."""
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
+import importlib.util
 import json
 import os
+import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +87,30 @@ def imported(model: str) -> Any:
         raise CaptureError(f"{model!r} is neither a folder nor package.module:callable: {advice}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    found: Any = _guarded(f"cannot import {module_name}", importlib.import_module, module_name)
+    found: Any = _guarded(f"cannot import {module_name}{_near_module(module_name)}", importlib.import_module, module_name)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise CaptureError(f"{module_name} has no {name!r}: check the name after the colon")
+            raise CaptureError(f"{module_name} has no {name!r}{_near(part, dir(found))}: check the name after the colon")
         found = getattr(found, part)
     return found
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    """The names like one that there is not, as a part of a message."""
+    near = difflib.get_close_matches(name, [other for other in names if not other.startswith("__")], 3)
+    return f"; near it: {', '.join(near)}" if near else ""
+
+
+def _near_module(name: str) -> str:
+    """The same for a module that cannot be found among those in its place; nothing for one that is there."""
+    above, _, last = name.rpartition(".")
+    try:
+        if importlib.util.find_spec(name) is not None:
+            return ""
+        places = importlib.import_module(above).__path__ if above else None
+    except Exception:  # noqa: BLE001 - what is above it is not there, no package, or fails: its own error says so
+        return ""
+    return _near(last, (module.name for module in pkgutil.iter_modules(places)))
 
 
 def _guarded(what: str, function: Callable, *args: Any) -> Any:
