@@ -17,6 +17,7 @@ import fxrebasin as fxr
 SOUND = 1e-9  # relative change of an output in float64 that counts as none
 COARSE = 1e-6  # the same behind a cast to float32; half precision is left to what rounding does to it
 ELEMENTS = 3
+SHAKES = 12  # the sign of a singular determinant changes at every other one
 
 
 @dataclass
@@ -63,7 +64,7 @@ def noise(module: nn.Module, state: Mapping[str, Tensor], inputs: Sequence[Tenso
     """How far rounding alone moves the outputs."""
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
-    for _ in range(3):
+    for _ in range(SHAKES):
         noisy = {name: x * (1 + 1e-15 * torch.randn(x.shape, dtype=torch.double, generator=generator)) for name, x in state.items()}
         worst = max(worst, _error(module, noisy, inputs, before))
     return worst

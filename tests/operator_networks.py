@@ -50,10 +50,11 @@ class Vocabulary:
 
     @staticmethod
     def _found(op):
-        torch.manual_seed(0)
         try:
-            samples = [pytree.tree_flatten((s.input, s.args, s.kwargs)) for s, _ in zip(op.sample_inputs("cpu", torch.float64),
-                                                                                        range(40))]
+            with torch.random.fork_rng(devices=[]):  # a network is its seed's, whatever was looked up before
+                torch.manual_seed(0)
+                samples = [pytree.tree_flatten((s.input, s.args, s.kwargs))
+                           for s, _ in zip(op.sample_inputs("cpu", torch.float64), range(40))]
         except Exception:  # noqa: BLE001  samples that fail by themselves
             return
         fit = [(leaves, way) for leaves, way in samples if _usable(leaves) and all(
@@ -105,10 +106,20 @@ class Composed(nn.Module):
         return self.weights[k] if self.weights else getattr(self, f"w{k}")
 
     def forward(self, *inputs: Tensor):
-        pool = list(inputs)
+        pool: list[Tensor | None] = list(inputs)
+        needed = self._needed(len(inputs))
         for step in self.steps:
-            pool.append(self.take(step, pool))
+            pool.append(self.take(step, pool) if len(pool) in needed else None)
         return tuple(self.read(pool[value], weight, summed) for value, weight, summed in self.outputs)
+
+    def _needed(self, first: int) -> set[int]:
+        """The values that an output depends on. What nothing reads can still refuse its numbers (`normal` of a negative
+        deviation): that is not part of the function."""
+        needed = {value for value, *_ in self.outputs}
+        for k in range(len(self.steps) - 1, -1, -1):
+            if first + k in needed:
+                needed |= {how[0] for kind, *how in self.steps[k].sources.values() if kind == "pool"}
+        return needed
 
     def take(self, step: Step, pool: list[Tensor]) -> Tensor:
         leaves = list(step.leaves)
@@ -182,6 +193,8 @@ def _step(rng: random.Random, network: Composed, pool: list[Tensor], vocabulary:
     sources: dict[int, tuple] = {}
     for k in floating:
         if rng.random() < (0.25 if k == floating[0] and len(pool) > 2 else 0.6):
+            if not leaves[k].isfinite().all():  # no state holds such numbers
+                raise Unfit
             sources[k] = ("own", network.weight(leaves[k]))
         else:
             value = rng.randrange(len(pool)) if rng.random() < 0.5 else len(pool) - 1

@@ -44,6 +44,12 @@ def test_tracing_and_capture_lead_to_one_spec(seed):
 
 # ------------------------------------------------------------------------------------ networks that failed once
 
+def test_what_a_view_cuts_is_not_joined_again_for_ever():
+    """Inference never ended: a value in 16 pieces was tidied into six, which the same view cut into 16 again."""
+    network, _ = random_network(458)
+    assert not examine(network, only=["inference", "soundness"]).failures
+
+
 _FEATURES = Step("input", (), (0, "numbers", (4, 3)))
 
 

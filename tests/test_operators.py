@@ -44,10 +44,24 @@ def test_a_wrong_rule_is_noticed(vocabulary, name, op, monkeypatch):
     assert any(examine(case).kind == "unsound" for case in cases(vocabulary.ops[name], most=2))
 
 
-def test_a_seed_decides_everything(vocabulary):
-    one, other = (composed(3, vocabulary) for _ in range(2))
+@pytest.mark.parametrize("seed", [3, 20])
+def test_a_seed_decides_everything(vocabulary, seed):
+    """Whatever the vocabulary has looked up before."""
+    one, other = composed(seed, Vocabulary()), composed(seed, vocabulary)
     assert str(one) == str(other)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values()))
+
+
+def test_what_rounding_decides_shows_nothing(vocabulary):
+    """The sign of a determinant that is zero."""
+    assert examined(composed(380, vocabulary), inputs()).kind == "unmeasured"
+
+
+def test_a_step_that_nothing_reads_is_not_part_of_the_network(vocabulary):
+    """It would refuse other numbers: a deviation below zero."""
+    network = composed(654, vocabulary)
+    assert network.steps[2].op == "normal" and 4 not in network._needed(2)
+    assert examined(network, inputs()).kind == "sound"
 
 
 @pytest.mark.parametrize("before, after, far", [

@@ -151,7 +151,8 @@ class Knowledge:
                 self._remove(block)
             for segments in boxes:
                 self._add(Block(value, segments))
-        value.tidy_at = max(FEW_BLOCKS, 2 * len(value.blocks))
+        # Later each time: what a view cuts with good reason is joined again here, and has to get past this in the end.
+        value.tidy_at = max(2 * len(value.blocks), 5 * value.tidy_at // 4)
 
     @staticmethod
     def _substitute(block: Block, d: int, k: int, atom: Atom, positions: np.ndarray, atoms: Sequence[Atom]) -> None:
