@@ -8,7 +8,7 @@ from typing import Iterable, Sequence
 
 import numpy as np
 
-from .values import FEW_BLOCKS, Atom, Block, Choice, Segment, Value, coalesce, natural
+from .values import Atom, Block, Choice, Segment, Value, coalesce, natural
 
 MOST_BLOCKS = 1000  # a value in more pieces is given up: pinned
 
