@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from ..show.head import head
 from .measure import Report
 from .text import number, percent
 
@@ -32,23 +33,10 @@ def page(report: Report) -> str:
                            width=WIDTH)
 
 
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<title>fxrebasin: what was aligned</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; --bar: #3579c8; --old: #8889; --odd: #c8553d; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 76rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); }
-.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.c { font-family: ui-monospace, monospace; font-size: .87rem; overflow-wrap: anywhere; }
+_STYLE = """\
+:root { --bar: #3579c8; --old: #8889; --odd: #c8553d; }
+th, td { padding: .25rem .8rem .25rem 0; }
+.c { overflow-wrap: anywhere; }
 .bars { width: 12rem; min-width: 8rem; position: relative; }
 .bars i { display: block; height: .3rem; margin: 2px 0; position: relative; }
 .bars i b { position: absolute; top: 0; bottom: 0; background: var(--bar); border-radius: 2px; }
@@ -57,8 +45,8 @@ th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px so
 .heads { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: 0; max-width: 14rem; }
 svg line { stroke: var(--bar); stroke-width: 1.5; } svg line.still { stroke: var(--old); }
 svg text { font-size: 9px; fill: currentColor; } figcaption { font-size: .85rem; }
-</style>
-</head>
+"""
+_PAGE = head("what was aligned", _STYLE) + """\
 <body>
 <h1>What was aligned{% if report.method %} by <code>{{ report.method }}</code>{% endif %}</h1>
 {% if report.warning %}<p class="warning">{{ report.warning }}</p>{% endif %}

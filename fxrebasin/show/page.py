@@ -7,6 +7,7 @@ from html import escape
 
 from ..spec import Spec
 from .fact import facts, power
+from .head import head
 from .outline import Words, outline, raised
 from .reason import reasons
 
@@ -55,25 +56,11 @@ def _hue(k: int) -> int:
     return round(k * 137.508) % 360
 
 
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none';
- form-action 'none'">
-<title>fxrebasin: {{ title or (spec.groups | length ~ " groups") }}</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; --l: 38%; }
+_STYLE = """\
+:root { --soft: #8882; --l: 38%; }
 @media (prefers-color-scheme: dark) { :root { --l: 68%; } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 76rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); }
-.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-td, li, h1 { overflow-wrap: anywhere; } code, .c { font-family: ui-monospace, monospace; font-size: .87rem; }
+th, td { vertical-align: top; padding: .3rem .8rem .3rem 0; }
+td, li, h1 { overflow-wrap: anywhere; }
 input { font: inherit; width: 24rem; max-width: 100%; box-sizing: border-box; padding: .3rem .6rem; }
 summary { cursor: pointer; } ul { margin: .2rem 0; padding-left: 1.2rem; }
 .tree ul { list-style: none; padding-left: 1rem; border-left: 1px solid var(--line); }
@@ -83,8 +70,8 @@ summary { cursor: pointer; } ul { margin: .2rem 0; padding-left: 1.2rem; }
 .heads { display: inline-flex; flex-wrap: wrap; gap: 2px; vertical-align: middle; }
 .heads i { width: .7rem; height: .7rem; border-radius: 2px; background: hsl(var(--h) 60% var(--l)); }
 [hidden] { display: none !important; }
-</style>
-</head>
+"""
+_PAGE = head('{{ title or (spec.groups | length ~ " groups") }}', _STYLE, scripts=True) + """\
 <body>
 <h1>Permutation symmetries{% if title %} of <code>{{ title }}</code>{% endif %}</h1>
 <ul>{% for fact in facts %}<li>{{ fact }}</li>{% endfor %}</ul>
