@@ -1,6 +1,6 @@
 """What each objective and method carries over between independently trained networks, beside a random element.
 
-    python -m benchmarks.objectives [--only mlp,vit] [--seeds 3] [--out FILE]
+    python -m benchmarks.objectives [--only mlp,vit,text-3-4] [--objectives scaled,half] [--out FILE]
 
 The demo's pairs (images: three fine-tunings of A each; texts: four). For objectives of `fxr.match` and every
 method: the cosine of all matrices and of all vectors after the match, the accuracy halfway between pi(A)
@@ -22,6 +22,7 @@ import torch
 
 import fxrebasin as fxr
 from benchmarks.machine import machine
+from benchmarks.transport import PAIRS, text
 from fxrebasin.demo import data, weights
 from fxrebasin.demo.models import MODELS, build, example_inputs
 from fxrebasin.demo.run import SUPPORT, Bench
@@ -49,6 +50,7 @@ class Pair:
         self.bench = Bench(build(kind), views, labels, COUNT[kind])
         self.spec = fxr.infer(self.bench.model, example_inputs(kind))
         self.a, self.b = weights.base(kind, "A"), weights.base(kind, "B")
+        self.tuned = {task: weights.finetuned(kind, task) for task in self.tasks}
         self.oracle = {task: weights.oracle(kind, task) for task in self.tasks}
         self.start = {task: self.bench.measure(self.b, task)["accuracy"] for task in self.tasks}
 
@@ -59,7 +61,7 @@ class Pair:
         moved = pi.apply(self.a)
         shares = {}
         for task in self.tasks:
-            carried = fxr.transport(self.a, weights.finetuned(self.kind, task), self.b, pi)
+            carried = fxr.transport(self.a, self.tuned[task], self.b, pi)
             gain = self.bench.measure(carried, task)["accuracy"] - self.start[task]
             shares[task] = gain / (self.oracle[task] - self.start[task])
         middle = self.bench.measure({k: torch.lerp(moved[k], self.b[k], 0.5) for k in self.b}, SUPPORT)
@@ -68,20 +70,34 @@ class Pair:
                 "share": float(np.mean(list(shares.values()))), **shares, "seconds": seconds}
 
 
+def pair_named(name: str) -> Pair:
+    """A demo pair, or "text-3-4": the text encoders of two seeds, whose files are in benchmarks/pairs."""
+    kind, *seeds = name.split("-")
+    pair = Pair(kind)
+    if seeds:
+        found = text(*map(int, seeds), PAIRS)
+        if found is None:
+            raise SystemExit(f"{name}: its files are not in {PAIRS}: python -m fxrebasin.demo.text makes them")
+        pair.a, pair.b, pair.tuned, pair.oracle = found.a, found.b, found.tuned, found.oracles
+        pair.start = {task: pair.bench.measure(pair.b, task)["accuracy"] for task in pair.tasks}
+    return pair
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default=",".join(MODELS))
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--objectives", default="scaled,plain,all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     lines = []
     for kind in args.only.split(","):
-        pair = Pair(kind)
-        for objective in ("scaled", "plain", "all"):
+        pair = pair_named(kind)
+        for objective in args.objectives.split(","):
             for method in args.methods.split(","):
-                if method in ("identity", "random") and objective != "scaled":
+                if method in ("identity", "random") and objective != args.objectives.split(",")[0]:
                     continue  # they look at nothing
                 rows = [pair.row(method, objective, seed)
                         for seed in range(1 if method in ("identity", "ot") else args.seeds)]

@@ -3,8 +3,8 @@
     python -m benchmarks.transport [--models mlp text vit] [--draws 3] [--passes 200] [--pairs FOLDER]
 
 Pairs: the demo's MLP and ViT (images, three shifted tasks each), and text encoders (`python -m
-fxrebasin.demo.text`; four languages each): the demo's pair in both directions, and with a third base where
-FOLDER holds it. Inputs are drawn from the second thousand of the shipped test data, without labels;
+fxrebasin.demo.text`; four languages each): the demo's pair in both directions, and with two more bases
+whose files are in FOLDER. Inputs are drawn from the second thousand of the shipped test data, without labels;
 accuracies are measured on the first thousand. Share: (accuracy - B untouched) / (oracle - B untouched); the
 oracle is B fine-tuned on the task itself, as recorded when the networks were made. Rows that draw inputs or
 elements are made `--draws` times. Every figure is kept in benchmarks/results/transport.json as it is made, so
@@ -415,7 +415,7 @@ def main() -> None:
     if "text" in args.models:
         pairs += [
             pair
-            for one, two in ((1, 2), (2, 1), (3, 2), (2, 3))
+            for one, two in ((1, 2), (2, 1), (3, 2), (2, 3), (1, 4), (3, 4))
             if (pair := text(one, two, args.pairs)) is not None
         ]
 

@@ -262,3 +262,13 @@ def test_published_methods_maximise_what_they_were_published_with(method):
 def test_unknown_objectives_are_named():
     with pytest.raises(fxr.FxrebasinError, match="unknown objective 'x': choose one of scaled, plain, all, raw"):
         fxr.match(spec_of("mlp"), state_of("mlp"), state_of("mlp"), objective="x")
+
+
+@pytest.mark.parametrize("objective, expected", [("scaled", 1.0), ("half", 2.0), ("folded", 4.0)])
+def test_an_objective_says_how_much_the_size_of_a_block_counts(objective, expected):
+    model = nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2, bias=False))
+    spec = fxr.infer(model, torch.randn(4, 3))
+    state = {"0.weight": torch.ones(5, 3), "2.weight": torch.full((2, 5), 4.0)}
+    problem = Problem(spec, state, state, objective=objective)
+    sizes = {p.tensor: float(p.sides()[0].square().mean().sqrt()) for p in problem.pieces}
+    assert sizes["2.weight"] / sizes["0.weight"] == pytest.approx(expected, rel=1e-6)

@@ -49,7 +49,8 @@ def match(spec: Spec, source: Mapping[str, torch.Tensor], target: Mapping[str, t
               weights.
     dtype     of the similarities: torch.float32 (the default for states up to that) or torch.float64
     objective  what the search maximises: "scaled" (the default of "exact"): parameters, norm gains multiplied
-              into the linear maps that read them, every block of a tensor at unit root mean square; "plain" (that
+              into the linear maps that read them, every block of a tensor at unit root mean square; "half" and
+              "folded": the same with blocks at the root of their size, and at their size; "plain" (that
               of published methods, as they have it): parameters as they are; "all": every tensor at unit root
               mean square, statistics and constants included; "raw": every tensor as it is
     checkpoint  a file that keeps the best alignment of "exact" so far (written at most every few seconds, and

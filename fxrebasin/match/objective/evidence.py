@@ -18,11 +18,13 @@ from ...spec.layout import foldable, same
 from ...spec.roles import PARAMETER, kind
 from .piece import PART, Piece, Side, dot, factor_form
 
-OBJECTIVES = {  # name -> (parameters alone, gains folded, every block at unit size)
-    "scaled": (True, True, True),
-    "plain": (True, False, False),
-    "all": (False, False, True),
-    "raw": (False, False, False)}
+OBJECTIVES = {  # name -> (parameters alone, gains folded, how far every block is brought to unit size: 0 to 1)
+    "scaled": (True, True, 1.0),
+    "half": (True, True, 0.5),
+    "folded": (True, True, 0.0),
+    "plain": (True, False, 0.0),
+    "all": (False, False, 1.0),
+    "raw": (False, False, 0.0)}
 SIDED = 0.5  # a gain whose mean is below this share of its mean size has both signs: it is no scale
 SAFE = 2.0 ** 20  # numbers beyond this, or below its inverse, are brought near 1 before they are multiplied
 
@@ -131,14 +133,15 @@ def _shift(array: torch.Tensor, dtype: torch.dtype) -> float:
     return 2.0 ** max(-most, min(most, -math.frexp(largest)[1])) if largest > 0 else 1.0
 
 
-def _sized(sides: Sequence[Side], squares: Sequence[float], counts: Sequence[int], unit: bool) -> None:
-    """Gives the blocks of one state their scales: each to unit root mean square, or all by one factor."""
+def _sized(sides: Sequence[Side], squares: Sequence[float], counts: Sequence[int], unit: float) -> None:
+    """Gives the blocks of one state their scales: each to unit root mean square (1), all by one factor (0), or
+    between, by powers."""
     levels = [0.5 * math.log2(square) - math.log2(side.shift) if square > 0 else None
               for side, square in zip(sides, squares)]  # of root mean squares
     common = max((level for level in levels if level is not None), default=0.0)
     for side, level in zip(sides, levels):
-        by = common if not unit else level
-        power = -math.log2(side.shift) - by if level is not None else 0
+        by = common if level is None else unit * level + (1 - unit) * common
+        power = -math.log2(side.shift) - by
         side.scale = 0.0 if level is None else 2.0 ** power if power > -1000 else 0.0
     for side, square, count in zip(sides, squares, counts):
         side.square = square * count * side.scale ** 2
