@@ -260,7 +260,7 @@ def test_published_methods_maximise_what_they_were_published_with(method):
 
 
 def test_unknown_objectives_are_named():
-    with pytest.raises(fxr.FxrebasinError, match="unknown objective 'x': choose one of scaled, plain, all, raw"):
+    with pytest.raises(fxr.FxrebasinError, match="unknown objective .x.: choose one of scaled, half, folded, plain, all, raw"):
         fxr.match(spec_of("mlp"), state_of("mlp"), state_of("mlp"), objective="x")
 
 
