@@ -1,4 +1,5 @@
-"""Checkpoints: safetensors files, torch files, and folders of either, whole or in shards.
+"""Checkpoints: safetensors files, torch files, folders of either, whole or in shards, and folders of
+torch.distributed.checkpoint.
 
 What a file is, is told from its first bytes, not from its name. Torch files are read with `weights_only=True`
 alone, so that no code in them is run. What is written appears under its name whole or not at all.
@@ -8,6 +9,7 @@ To be read in this order:
     form     how a checkpoint is stored
     header   where tensors lie in a safetensors file, and moving them in and out
     file     what kind a file is; torch files
+    distributed  folders of torch.distributed.checkpoint
     folder   which files are the checkpoint, and what to do with the others
     stored   a checkpoint as a mapping that reads what is asked for
     writer   a checkpoint that is written tensor by tensor

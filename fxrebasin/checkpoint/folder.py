@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .form import INDEX, SUFFIXES, first_sentence
+from .form import INDEX, METADATA, SUFFIXES, first_sentence
 
 # Where a folder holds several, the first one is read, as transformers does.
 _MAIN = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
 _WEIGHTS = re.compile(r"(.*[-_.])?(model|pytorch_model|consolidated)([-_.].*)?\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|ot)"
-                      r"|.*\.(gguf|onnx|onnx_data|tflite|h5|msgpack|ot)")
+                      r"|.*\.(distcp|gguf|onnx|onnx_data|tflite|h5|msgpack|ot)")
 _NOT_PART = {".git", ".cache", "__pycache__"}  # of folders: how they came here, not what they hold
 CARD = "README.md"
 
@@ -27,10 +27,12 @@ def find(path: Path) -> tuple[Path, Path | None]:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder: check the path")
     if not path.is_dir():
-        return path, path.parent if path.name.endswith(INDEX) else None
+        return path, path.parent if path.name.endswith(INDEX) or path.name == METADATA else None
     for name in _MAIN:
         if (path / name).is_file():
             return path / name, path
+    if (path / METADATA).is_file():
+        return path / METADATA, path
     others = (sorted(path.glob("*.safetensors" + INDEX))
               or sorted(p for p in path.iterdir() if p.suffix in SUFFIXES))
     if len(others) != 1:

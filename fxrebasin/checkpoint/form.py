@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..errors import Note
 
-Kind = Literal["safetensors", "torch"]
+Kind = Literal["safetensors", "torch", "distributed"]
 State = dict[str, Tensor]
 
 SUFFIXES: dict[str, Kind] = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch", ".bin": "torch",
                              ".ckpt": "torch"}
 INDEX = ".index.json"  # how the name of a file ends that says which shard holds which tensor
+METADATA = ".metadata"  # the index of a folder of torch.distributed.checkpoint
 
 
 class CheckpointNote(Note):
@@ -34,7 +35,7 @@ class Form:
     dtypes    tensor name -> dtype
     shapes    tensor name -> shape
     metadata  file name -> free text entries of a safetensors file ({"format": "pt"})
-    wrapper   the key of a torch file under which the state lies ("state_dict"), else None
+    wrapper   the key under which the state lies in what torch wrote ("state_dict"), else None
     totals    what the index says of the checkpoint as a whole
     """
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .distributed import Chunks
 from .file import kind_of, open_torch
 from .folder import find, read_index
-from .form import INDEX, CheckpointNote, Form
+from .form import INDEX, METADATA, CheckpointNote, Form
 from .header import Header, read_header, read_tensor
 
 
@@ -35,6 +36,10 @@ class Stored(Mapping[str, Tensor]):
         try:
             first, folder = find(self.path)
             self._folder = first.parent
+            self._chunks = Chunks(self._folder) if first.name == METADATA else None
+            if self._chunks is not None:
+                self.form = self._chunks.form
+                return
             in_shards = folder is not None and first.name.endswith(INDEX)
             self.form = self._form_of_shards(first, folder) if in_shards else self._form_of_file(first, folder)
         except OSError as error:
@@ -87,6 +92,8 @@ class Stored(Mapping[str, Tensor]):
         if file in self._torch:
             return self._torch[file][name]
         try:
+            if self._chunks is not None:
+                return self._chunks[name]
             if file not in self._open:
                 self._open[file] = os.open(self._folder / file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             return read_tensor(self._open[file], self._headers[file].entries[name])
@@ -120,6 +127,8 @@ class Stored(Mapping[str, Tensor]):
 def files_of(path: Path) -> list[Path]:
     """The files that the checkpoint at `path` lies in, its index included. Raises CheckpointError."""
     first, folder = find(path)
+    if first.name == METADATA:
+        return [first, *sorted(first.parent.glob("*.distcp"))]
     if folder is None or not first.name.endswith(INDEX):
         return [first]
     return [first, *(folder / name for name in dict.fromkeys(read_index(first)[0].values()))]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..draft import check_place, whole
 from ..errors import CheckpointError
+from .distributed import ChunkWriter
 from .file import identity, write_torch
 from .folder import CARD, copy_rest, index_text
 from .form import SUFFIXES, Form, Kind, State
@@ -94,6 +95,7 @@ class Writer:
         self._open: dict[str, tuple[int, Header]] = {}
         if given.as_folder:
             draft.mkdir()
+        self._chunks = ChunkWriter(draft, given.form.wrapper) if given.form and given.kind == "distributed" else None
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Writes a tensor; one that the checkpoint leaves out, as tied names are, is passed over."""
@@ -103,6 +105,8 @@ class Writer:
         self._waiting.remove(name)
         if self.plan.kind == "torch":
             self._hold(file, name, tensor, blank.dtype)
+        elif self._chunks is not None:
+            self._chunks.put(file, name, cast(name, tensor, blank.dtype))
         else:
             descriptor, header = self._file(file)
             write_tensor(descriptor, header.entries[name], cast(name, tensor, blank.dtype))
@@ -115,7 +119,9 @@ class Writer:
         form = self.plan.form
         written = {*self.plan.files.values(), *filter(None, [form.index])}
         self.left = copy_rest(form.folder, self.draft, written, card)
-        if form.index is not None:
+        if self._chunks is not None:
+            self._chunks.finish()
+        elif form.index is not None:
             text = index_text(self.plan.files, self.plan.tensors, form.totals)
             (self.draft / form.index).write_text(text, encoding="utf-8")
 
@@ -143,7 +149,7 @@ class Writer:
         held[name] = self._cast[key]
         if len(held) == len(self._names[file]):
             form = self.plan.form
-            write_torch({n: held[n] for n in self._names[file]}, self._place(file), form.wrapper if form else None)
+            write_torch({n: held[n] for n in self._names[file]}, self._place(file), form.wrapper if form and form.kind == "torch" else None)
             del self._held[file]
             self._cast = {} if not self._held else self._cast
 
