@@ -55,6 +55,30 @@ def in_groups(m, y):
     return s.masked_fill(~mask.bool(), float("-inf")).topk(2, dim=-1, sorted=False).indices
 
 
+def masked_scores(mask, low, k=2):
+    """The k largest of scores of which a mask leaves out some."""
+    def index(m, y):
+        s = torch.sigmoid(m.router(y))
+        return s.masked_fill(mask(s), low).topk(k, -1).indices
+    return index
+
+
+def all_but_groups(groups, twice=False):
+    """Masks all but the best of three groups of two; `twice`: one group, named twice."""
+    def mask(s):
+        best = s.view(B, 3, 2).sum(-1).topk(groups, -1).indices
+        best = best.expand(B, 2) if twice else best
+        hot = torch.zeros(B, 3, dtype=s.dtype).scatter(1, best, 1.0)
+        return ~hot.unsqueeze(-1).expand(B, 3, 2).reshape(B, E).bool()
+    return mask
+
+
+def times_a_whole_number(m, y):
+    """Rows times whole numbers that may be zero, in a map without bias."""
+    rows = (y[:, :1] > 0).long()
+    return nnf.linear(y * rows, m.router.weight).topk(2, -1).indices
+
+
 def flat(m, y):
     """As libraries run it: one row for each token and expert, every tensor looked up by an index viewed anew."""
     value, place = m.router(y).topk(2, -1)
@@ -123,6 +147,12 @@ CASES = {
     "summed_over_choices": (parts(summed_over_choices), SHARED),
     "relu_ties": (parts(gathered(lambda m, y: torch.relu(m.router(y)).topk(2, -1).indices, even)), PINNED),
     "zero_scores": (parts(gathered(nothing_left, even)), PINNED),
+    "two_groups_left": (parts(gathered(masked_scores(all_but_groups(2), 0.0, 4), even)), F(3) * F(2) ** 3 * F(H) ** E),
+    "one_group_too_few": (parts(gathered(masked_scores(all_but_groups(1), 0.0, 3), even)), PINNED),
+    "one_group_twice": (parts(gathered(masked_scores(all_but_groups(1, twice=True), 0.0, 3), even)), PINNED),
+    "any_number_left": (parts(gathered(masked_scores(lambda s: s < 0.5, float("-inf")), even)), PINNED),
+    "none_left": (parts(gathered(masked_scores(lambda s: s < 0.5, float("-inf"), 1), even)), PINNED),
+    "times_a_whole_number": (parts(gathered(times_a_whole_number, even)), PINNED),
     "neighbour": (parts(gathered(lambda m, y: (top(m, y) + 1) % E, even)), PINNED),
     "capped": (parts(gathered(lambda m, y: top(m, y).clamp(0, 3), even)), PINNED),
     "number_used": (parts(lambda m, y: gathered(top, even)(m, y) * top(m, y).sum(-1, True)), PINNED),
@@ -158,6 +188,8 @@ def test_an_index_that_leaves_the_network_is_pinned(free):
 def test_the_reason_names_what_makes_scores_equal():
     spec = fxr.infer(CASES["relu_ties"][0], (x(B, D),))
     assert "relu makes equal numbers" in spec.pinned["up", 0]
+    spec = fxr.infer(CASES["one_group_too_few"][0], (x(B, D),))
+    assert "a mask may leave fewer than 3 of the numbers" in spec.pinned["up", 0]
     spec = fxr.infer(CASES["neighbour"][0], (x(B, D),))
     assert "an index into it is computed with" in spec.pinned["router.weight", 0]
     assert "looked up by numbers that do not follow it" in spec.pinned["up", 0]

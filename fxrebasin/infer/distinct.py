@@ -25,27 +25,29 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from ..rules import Distinctness, Rule
+from .left import LARGEST, left
 from .numbers import LOWEST, MOST, Claim, Numbers, coarseness, floating, letters_of, name_of, plain, union
 from .places import kept
 
-LARGEST = 200_000  # numbers whose places are followed one by one
 TINY = 1e-6  # what has been scaled down by more is lost where something is added to it
 
 
 class Distinct(Numbers):
     """What is known of a graph's numbers to differ."""
 
-    def along(self, node, dim: int, largest: bool) -> tuple[str | None, frozenset[str]]:
-        """Why numbers along a dimension may be equal, or None; and on what the answer rests. `largest`: the largest are
-        chosen, so that what is masked is not."""
+    def along(self, node, dim: int, largest: int) -> tuple[str | None, frozenset[str]]:
+        """Why numbers along a dimension may be equal, or None; and on what the answer rests. `largest`: so many of the
+        largest are chosen, and what is masked is not if as many are left; 0: any may be."""
         if isinstance(node, fx.Node) and node.graph is self.graph:
             while node not in self.depends:
                 self._visit(next(self._ahead))
         else:
             return "it is not known how the numbers are made", frozenset()
-        claims = [claim for claim in self.claims(node) if dim in claim.dims and (largest or not claim.masked)]
+        known = [claim for claim in self.claims(node) if dim in claim.dims]
+        claims = [claim for claim in known if not claim.masked or 0 < largest <= dict(claim.left).get(dim, 0)]
         if not claims:
-            return self.blame.get(node, "numbers may be equal"), frozenset()
+            few = f"a mask may leave fewer than {largest} of the numbers" if known and largest else "numbers may be equal"
+            return self.blame.get(node, few), frozenset()
         return None, min((claim.assumes for claim in claims), key=len)
 
     # --------------------------------------------------------------------------------------------------------- claims
@@ -72,7 +74,7 @@ class Distinct(Numbers):
         if (known := self._known(made)) is None:
             return self._nothing(node, "makes equal numbers, for all that is known")
         if (mask := self._mask(made, known[1])) is not None:
-            return self._masked(made, *mask)
+            return self._masked(made, known[1], *mask)
         rule, arguments, tensors = known
         tensors = [(name, x) for name, x in tensors]
         if rule.facts.moves and (k == 0 or rule.facts.moves is True):
@@ -100,11 +102,19 @@ class Distinct(Numbers):
                 return given, value
         return None
 
-    def _masked(self, node: fx.Node, scores: fx.Node, value: float) -> list[Claim]:
+    def _masked(self, node: fx.Node, arguments, scores: fx.Node, value: float) -> list[Claim]:
         if scores.meta["val"].shape != node.meta["val"].shape or not self.claims(scores):
             return self._pass(node, scores)
-        text = f"what is masked with {value:g} is not chosen: enough is left ({self.calls[node].why})"
-        return [replace(claim, masked=True, assumes=claim.assumes | {text}) for claim in self.claims(scores)]
+        scored = scores is arguments.get("self") and name_of(node) == "where"  # what is true lets scores through
+        mask = arguments["condition" if name_of(node) == "where" else "mask"]
+        shape = node.meta["val"].shape
+        text = f"what is masked with {value:g} lies below all scores ({self.calls[node].why})"
+        said = frozenset({text} if math.isfinite(value) and value else ())
+
+        def known(claim: Claim) -> frozenset[tuple[int, int]]:
+            dims = frozenset() if claim.masked else claim.dims
+            return frozenset((d, left(mask, scored, shape, d, self._constant)) for d in dims)
+        return [replace(claim, masked=True, left=known(claim), assumes=claim.assumes | said) for claim in self.claims(scores)]
 
     def _pass(self, node: fx.Node, given: fx.Node) -> list[Claim]:
         """No claim, for the reason that an argument has none."""
@@ -135,7 +145,7 @@ class Distinct(Numbers):
             shapes = [part.meta["val"].shape for part in parts]
             dims = frozenset() if sources is None else kept(sources, shapes, [claim.dims for claim in chosen])
             claim = Claim(dims, union(c.by for c in chosen), max(c.steep for c in chosen), any(c.masked for c in chosen),
-                          frozenset().union(*(c.assumes for c in chosen)))
+                          assumes=frozenset().union(*(c.assumes for c in chosen)))
             found += [claim] if claim.dims or claim.by else []
         return found or self._nothing(node, "makes equal numbers")
 
@@ -179,7 +189,9 @@ class Distinct(Numbers):
             added = next((group for group in rule.facts.together() if name in group), [])
             part = _Part(node, rule, kind, given, [x for j, x in enumerate(tensors) if j != k], added, inside[k],
                          [dims for j, dims in enumerate(inside) if j != k], outside[0], outside[1:])
-            factors = self._all_nonzero(x for n, x in part.others if x is not given and floating(x) and n not in added)
+            # what is looked up by number (`through`) is not multiplied by it
+            factors = self._all_nonzero(x for n, x in part.others if x is not given and n not in added and (
+                floating(x) or not rule.facts.through))
             for claim in self.claims(given):
                 stop = self._stopped(part, claim, factors)
                 why = why or stop
@@ -284,4 +296,5 @@ class _Part:
     def claim(self, claim: Claim, free: frozenset[str], **more) -> Claim:
         """The claim along the dimensions of the result that are made of free letters."""
         dims = frozenset(d for d, own in enumerate(self.result) if own and own <= free)
-        return replace(claim, dims=dims, **more)
+        same = self.node.meta["val"].shape == self.given.meta["val"].shape
+        return replace(claim, dims=dims, left=claim.left if same else frozenset(), **more)

@@ -28,6 +28,7 @@ class Claim:
     by      bits of the leaves with which they vary freely of each other; 0 if they merely differ
     steep   how much the graph's own constants have scaled them up
     masked  some stand out as too low to be chosen; those may be equal
+    left    (dimension, how many at least are not masked along it), where that is known
     assumes sentences on which the claim rests
     """
 
@@ -35,6 +36,7 @@ class Claim:
     by: int
     steep: float = 1.0
     masked: bool = False
+    left: frozenset[tuple[int, int]] = frozenset()
     assumes: frozenset[str] = frozenset()
 
 
@@ -61,7 +63,15 @@ class Numbers(ABC):
             bits |= self.depends[given]
         self.depends[node] = bits
         self.scaled[node] = self._scaled(node)
-        self.nonzero[node] = self._nonzero(node) if floating(node) else None
+        self.nonzero[node] = self._nonzero(node) if floating(node) else self._whole(node)
+
+    def _whole(self, node: fx.Node) -> frozenset[str] | None:
+        """Whole numbers and truth values are often zero, unless they never change."""
+        content = self.constants.evaluate(node)
+        if content is None or not bool((content != 0).all()):
+            return None
+        self.constants.rely(node)
+        return frozenset()
 
     def _leaf(self, node: fx.Node) -> Source | None:
         """What a node stands for, if it is a parameter or an input: buffers may hold anything, and the same in all states."""

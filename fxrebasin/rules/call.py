@@ -54,8 +54,9 @@ class Call:
     why: str = ""  # where in the user's code
     used: Callable[[int], bool] = lambda k: True  # whether result k is used at all
     content: Callable[[str], np.ndarray | None] = lambda name: None  # an argument's numbers, if they never change
-    distinct: Callable[[str, int, bool], tuple[str | None, frozenset[str]]] = lambda name, dim, largest: (None, frozenset())
-    # why an argument's numbers may be equal along a dimension, or None, and what that rests on; `largest`: the largest count
+    distinct: Callable[[str, int, int], tuple[str | None, frozenset[str]]] = lambda name, dim, largest: (None, frozenset())
+    # why an argument's numbers may be equal along a dimension, or None, and what that rests on; last: so many of the
+    # largest are chosen, or 0
     unordered: list[Unordered] = field(default_factory=list)  # dimensions of results that are in no order
     assumed: list[tuple[Value, str]] = field(default_factory=list)  # what is taken for granted, and the axis that is free for it
     masks: Callable[[str], bool] = lambda name: False  # whether a tensor argument, or one of a list, holds booleans

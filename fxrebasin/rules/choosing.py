@@ -12,9 +12,9 @@ from .call import Call, Unordered
 from .rule import rearrangement
 
 
-def _ranked(call: Call, place: int, largest: bool) -> Value | None:
+def _ranked(call: Call, place: int, largest: int) -> Value | None:
     """The axis along which `self` is ranked, if the result of number `place`, which holds the places, is used at all;
-    pinned if numbers may be equal. `largest`: only the largest are chosen."""
+    pinned if numbers may be equal. `largest`: how many are chosen, if the largest are; else 0."""
     if not call.used(place):
         return None
     value = call.args["self"]
@@ -41,7 +41,7 @@ def _ranked(call: Call, place: int, largest: bool) -> Value | None:
 def ranked(call: Call):
     value = call.args["self"]
     dim, count = call.dim(value), max(len(call.shapes), 1)
-    axis = _ranked(call, count - 1, call.args.get("largest", False))
+    axis = _ranked(call, count - 1, call.args["k"] if call.args.get("largest", False) else 0)
     letters = [f"d{d}" for d in range(len(value.shape))]
     inside = " ".join(letters)
     kept = " ".join("z" if d == dim else x for d, x in enumerate(letters))
@@ -60,7 +60,7 @@ def ranked(call: Call):
 @rearrangement("max.dim min.dim median.dim", moves="chosen", sample=lambda T: (T(2, 3, 4), 1))
 def extremum(call: Call):
     value = call.args["self"]
-    axis = _ranked(call, 1, call.op.startswith("aten.max"))
+    axis = _ranked(call, 1, int(call.op.startswith("aten.max")))
     results = [reduced(call, value, [call.dim(value)], call.args["keepdim"]) for _ in range(2)]
     results[1].points = axis
     return results
@@ -79,7 +79,7 @@ def arg_extremum(call: Call):
     if call.args["dim"] is None:
         call.pin(value)
         return reduced(call, value, call.dims(value), call.args["keepdim"])
-    axis = _ranked(call, 0, call.op.startswith("aten.argmax"))
+    axis = _ranked(call, 0, int(call.op.startswith("aten.argmax")))
     result = reduced(call, value, call.dims(value), call.args["keepdim"])
     result.points = axis
     return result
