@@ -15,8 +15,7 @@ from torch import fx
 LARGEST = 200_000  # numbers whose places are followed one by one
 _NOT = ("logical_not.default", "bitwise_not.default", "eq.Scalar")
 _SAME = ("ne.Scalar", "gt.Scalar", "_to_copy.default", "to.dtype", "clone.default", "alias.default", "contiguous.default")
-_VIEWS = ("view.default", "_unsafe_view.default", "reshape.default", "expand.default", "unsqueeze.default",
-          "flatten.using_ints")
+_RESHAPES = ("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unsqueeze.default")
 
 
 def left(mask: fx.Node, wanted: bool, shape: torch.Size, dim: int, constant: Callable[[fx.Node], torch.Tensor | None]) -> int:
@@ -36,7 +35,7 @@ def left(mask: fx.Node, wanted: bool, shape: torch.Size, dim: int, constant: Cal
             if op.endswith(".Scalar") and mask.args[1] != 0:
                 return 0
             wanted = wanted != (op in _NOT)
-        elif op in _VIEWS:
+        elif op in _RESHAPES or op == "expand.default":
             views.append(mask)
         else:
             chosen = _chosen(mask) if op == "scatter.value" and wanted else None
@@ -64,7 +63,8 @@ def _least(node: fx.Node, along: int, count: int, views: list[fx.Node], shape: t
         return 0
     places = torch.arange(math.prod(size)).reshape(size)
     for view in views:
-        places = view.target(places, *view.args[1:], **view.kwargs)
+        to = view.meta["val"].shape
+        places = places.expand(to) if str(view.target) == "aten.expand.default" else places.reshape(to)
     if places.shape != shape:
         return 0
     rows = places.movedim(dim, -1).reshape(-1, shape[dim])
