@@ -142,7 +142,9 @@ DIFFERENT = {  # way to make scores, or way to choose -> what is taken for grant
                             ("softmax does not saturate",)),
     "less its mean": (lambda m, h: h - mean(h), ()),
     "squared": (lambda m, h: h.square(), ()),
-    "masked": (lambda m, h: h.masked_fill(torch.tensor([0, 0, 0, 0, 0, 0]).bool(), float("-inf")), ("what is masked",)),
+    "masked, and enough is left": (lambda m, h: h.masked_fill(torch.tensor([0, 0, 0, 0, 0, 0]).bool(), float("-inf")), ()),
+    "masked with a number": (lambda m, h: h.masked_fill(torch.tensor([0, 0, 0, 0, 0, 0]).bool(), -1e9),
+                             ("what is masked with -1e+09 lies below",)),
     "added to by a map of its own": (lambda m, h: h + torch.tanh(h) @ m.q.T, ()),
     "moved about": (lambda m, h: h.view(4, 4, N).transpose(0, 1).reshape(16, N), ()),
 }
