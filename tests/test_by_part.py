@@ -114,3 +114,14 @@ def test_a_list_of_experts_is_carried():
     spec = fxr.infer(module, torch.randn(6, 4, dtype=torch.float64))
     a, ft, b = (drawn(module.state_dict(), seed) for seed in range(3))
     assert same(dict(transported(a, ft, b, spec.random(5), alpha=2.0)), fxr.transport(a, ft, b, spec.random(5), 2.0))
+
+
+@pytest.mark.parametrize("statistics", ["ratio", "target"])
+def test_part_by_part_in_another_dtype(statistics, monkeypatch):
+    """Also what is carried in slabs, and what stays the target's."""
+    spec, (a, ft, b) = spec_of("vgg"), states("vgg")
+    pi, how = spec.random(2), {"statistics": statistics, "dtype": torch.float64}
+    expected = fxr.transport(a, ft, b, pi, **how)
+    assert {v.dtype for v in expected.values() if v.is_floating_point()} == {torch.float64}
+    monkeypatch.setattr(by_part, "LARGE", 20)
+    assert same(dict(transported(a, ft, b, pi, **how)), expected)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -222,3 +223,31 @@ def test_force_on_the_command_line(files, capsys):
     assert "note: the base is not the state" in capsys.readouterr().err
     assert run(files("b", "f", "a")) == 2 and "are BASE and TARGET swapped" in capsys.readouterr().err
     assert run(files("f", "a", "b")) == 2 and "are BASE and FINETUNED swapped" in capsys.readouterr().err
+
+
+def test_a_wider_dtype_on_the_command_line(files, capsys):
+    """A sum that a half cannot hold: refused with the option that helps, which then helps."""
+    half = {name: {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+            for name, state in {"a": A, "f": F, "b": B}.items()}
+    large = next(k for k, v in half["a"].items() if v.is_floating_point())
+    half["a"][large] = torch.zeros_like(half["a"][large])
+    half["f"][large], half["b"][large] = (torch.full_like(half["a"][large], 4e4) for _ in range(2))
+    for name, state in half.items():
+        save_state(state, f"half_{name}.safetensors")
+    line = [*files("half_a", "half_f", "half_b"), "--force"]
+    assert run(line) == 2
+    assert f"'{large}': the sum leaves the range of torch.float16: give dtype=torch.float32 (--dtype float32)" in (
+        capsys.readouterr().err)
+    assert not Path("out.safetensors").exists()
+    assert run([*line, "--dtype", "float32"]) == 0
+    wanted = fxr.transport(*half.values(), PI, dtype=torch.float32, force=True)
+    found = load_state("out.safetensors")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[k], v) for k, v in wanted.items())
+    assert float(found[large].max()) == pytest.approx(8e4, rel=1e-3)
+    assert {v.dtype for v in found.values() if v.is_floating_point()} == {torch.float32}
+
+
+def test_a_dtype_is_for_sums_alone(files, capsys):
+    command, *rest = files("a", "f", "b")
+    assert run([command, "some:Net", *rest, "--dtype", "float64", "--inputs", "x.npz"]) == 2
+    assert "--dtype is for sums" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Note
+from ..spec.dtypes import stored_as
 
 Kind = Literal["safetensors", "torch", "distributed"]
 State = dict[str, Tensor]
@@ -52,6 +53,11 @@ class Form:
     def bytes(self, name: str) -> int:
         """How much room a tensor takes."""
         return torch.Size(self.shapes[name]).numel() * self.dtypes[name].itemsize
+
+    def widened(self, dtype: torch.dtype | None) -> "Form":
+        """The same with floating-point and complex tensors in another dtype (None: as they are)."""
+        return self if dtype is None else replace(self, dtypes={
+            name: stored_as(own, dtype) for name, own in self.dtypes.items()})
 
     def blank(self) -> State:
         """Its tensors without their numbers, on the meta device."""

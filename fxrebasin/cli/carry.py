@@ -15,6 +15,7 @@ from ..checkpoint import is_adapter, load_adapter, plan, save_adapter, writing
 from ..errors import SpecError
 from ..parts import Parts, applied
 from ..spec import Spec
+from ..spec.dtypes import DTYPES
 from ..statistics import WAYS as STATISTICS
 from ..transport import Adapter, Alphas, Merged, WeightedSum, transport_adapter, transported
 from ..transport.mismatched import WAYS as MISMATCHED
@@ -48,12 +49,13 @@ def apply(alignment: str, checkpoint: str, output: str, ignore_extra: bool, as_j
 
 
 def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Checkpoint, output: str, text: str,
-          changed: Mapping[str, Tensor] | None = None) -> None:
+          changed: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:
     """Writes tensors of the model as they come, in the form of `like` and under its names.
 
     changed  names in the file of what it does not have, or has in another shape -> that shape, on the meta device
+    dtype    in which floating-point tensors are stored; by default as `like` stores them
     """
-    form = like.form
+    form = like.form.widened(dtype)
     blank = form.blank() | dict(changed or {})
     with writing(plan(output, blank, form)) as writer, counting(what, like.stored.size) as advance:
         for name, tensor in like.fit.undo(tensors):
@@ -61,6 +63,9 @@ def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Checkpoint, ou
                 writer.put(name, tensor)
                 advance(form.bytes(name) if name in form.files else 0)
         writer.finish(text)
+    if dtype is not None and form.folder is not None:
+        note(f"{output} is written in {dtype}, and what else is in the folder is copied from TARGET: load it with that "
+             "dtype, whatever its configuration says")
     if writer.left:
         note(f"left out of {output}: {'; '.join(writer.left[:3])}"
              + (f" and {len(writer.left) - 3} more" if len(writer.left) > 3 else ""))
@@ -91,6 +96,8 @@ def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Checkpoint, ou
                    "with its new rows; target: TARGET's stay.")
 @click.option("--statistics", type=click.Choice(STATISTICS), default="ratio", show_default=True,
               help="Running means and variances: carried in units of their own, or those of TARGET.")
+@click.option("--dtype", type=click.Choice(tuple(DTYPES)),
+              help="Of the floating-point tensors that are written; by default each has TARGET's.")
 @click.option("--force", is_flag=True, help="Carry although the alignment was matched from another base than BASE.")
 @click.option("--full", is_flag=True,
               help="FINETUNED is an adapter: write TARGET with it merged in, instead of an adapter for TARGET.")
@@ -101,7 +108,7 @@ def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Checkpoint, ou
 @click.pass_context
 def transport_command(context: click.Context, paths: tuple[str, ...], output: str, alphas: tuple[Any, ...],
                       taus: tuple[tuple[str, float], ...], samples: str | None, keep: str | None, given: str | None,
-                      mismatched: str, statistics: str, force: bool, full: bool, inputs: tuple[str, ...],
+                      mismatched: str, statistics: str, dtype: str | None, force: bool, full: bool, inputs: tuple[str, ...],
                       ignore_extra: bool, as_json: bool, **how: Any) -> None:
     """Carry a fine-tuning over: TARGET + alpha * pi(FINETUNED - BASE), stored as TARGET is.
 
@@ -121,6 +128,10 @@ def transport_command(context: click.Context, paths: tuple[str, ...], output: st
         raise click.UsageError("with --inputs an adapter gets gains in its factors: leave --full and --alpha out", context)
     if full and not adapter:
         raise click.UsageError(f"--full is for adapters, and {finetuned} is not the folder of one", context)
+    if dtype and (samples or alpha == "auto" or adapter and not full):
+        raise click.UsageError("--dtype is for sums that are written as a checkpoint: what is fitted to --inputs has "
+                               "TARGET's dtypes, and a carried adapter its own: leave --dtype out", context)
+    to = DTYPES[dtype] if dtype else None
     inside = model if model and os.path.isdir(model) else None
     claim(output, base, *([path for path, _ in taus] or [finetuned]), target, given, samples, keep, inside,
           like=target if full or not adapter else None, folder=True)
@@ -137,13 +148,14 @@ def transport_command(context: click.Context, paths: tuple[str, ...], output: st
                            ignore_extra, section)
         data |= more
     elif taus:
-        _carry_sum(alignment, base, taus, target, output, alpha, ignore_extra, section, model, force)
+        _carry_sum(alignment, base, taus, target, output, alpha, ignore_extra, section, model, force, to)
     elif adapter:
-        _carry_adapter(alignment, base, finetuned, target, output, alpha, full, ignore_extra, section, model)
+        _carry_adapter(alignment, base, finetuned, target, output, alpha, full, ignore_extra, section, model, to)
     else:
         with opened(alignment, (base, finetuned, target), ignore_extra, model, mismatched) as (alignment, stored):
-            carried = transported(*stored, alignment, alpha, statistics=statistics, mismatched=mismatched, force=force)
-            write("transport", carried, stored[2], output, section, changed_by(alignment.spec, *stored, mismatched))
+            carried = transported(*stored, alignment, alpha, statistics=statistics, mismatched=mismatched, force=force,
+                                  dtype=to)
+            write("transport", carried, stored[2], output, section, changed_by(alignment.spec, *stored, mismatched), to)
     answer(data, f"{text}; {said}; written: {output}", as_json)
 
 
@@ -172,7 +184,8 @@ def _fit_adapter(model: str, inputs: tuple[str, ...], alignment: Alignment, path
 
 
 def _carry_sum(alignment: Alignment, base: str, taus: tuple[tuple[str, float], ...], target: str, output: str,
-               alpha: float | Alphas, ignore_extra: bool, section: str, model: str | None, force: bool) -> None:
+               alpha: float | Alphas, ignore_extra: bool, section: str, model: str | None, force: bool,
+               dtype: torch.dtype | None) -> None:
     """Several fine-tunings, checkpoints and adapters alike, as one."""
     files = [path for path, _ in taus if not is_adapter(path)]
     with opened(alignment, (base, target, *files), ignore_extra, model) as (alignment, (old, new, *states)):
@@ -181,7 +194,8 @@ def _carry_sum(alignment: Alignment, base: str, taus: tuple[tuple[str, float], .
             if path not in tuned:
                 tuned[path] = Merged(old, Adapter(*load_adapter(path)), Parts(alignment))
         total = WeightedSum(old, [tuned[path] for path, _ in taus], [weight for _, weight in taus])
-        write("transport", transported(old, total, new, alignment, alpha, force=force), new, output, section)
+        carried = transported(old, total, new, alignment, alpha, force=force, dtype=dtype)
+        write("transport", carried, new, output, section, dtype=dtype)
 
 
 def _alignment(model: str | None, base: str, target: str, given: str | None, inputs: tuple[str, ...],
@@ -197,12 +211,13 @@ def _alignment(model: str | None, base: str, target: str, given: str | None, inp
 
 
 def _carry_adapter(alignment: Alignment, base: str, folder: str, target: str, output: str, alpha: float | Alphas, full: bool,
-                   ignore_extra: bool, section: str, model: str | None) -> None:
+                   ignore_extra: bool, section: str, model: str | None, dtype: torch.dtype | None) -> None:
     adapter = Adapter(*load_adapter(folder))
     with opened(alignment, (base, target), ignore_extra, model) as (alignment, (old, new)):
         if full:
             tuned = Merged(old, adapter, Parts(alignment))
-            write("transport", transported(old, tuned, new, alignment, alpha), new, output, section)
+            carried = transported(old, tuned, new, alignment, alpha, dtype=dtype)
+            write("transport", carried, new, output, section, dtype=dtype)
             return
         carried = transport_adapter(old, adapter, new, alignment, alpha)
     _save_adapter(carried, target, output, folder, section)

@@ -7,6 +7,7 @@ from functools import reduce
 import torch
 
 _STORAGE = {torch.complex32: torch.complex64}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
 def computing(dtype: torch.dtype) -> torch.dtype:
@@ -22,6 +23,13 @@ def wide(*dtypes: torch.dtype) -> torch.dtype:
 def plain(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor without its history, in a dtype that torch computes in."""
     return tensor.detach().to(computing(tensor.dtype))
+
+
+def stored_as(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of what is to be stored in `dtype` (None: as it is); integers stay, and complex numbers are pairs."""
+    if dtype is None or not (own.is_floating_point or own.is_complex):
+        return own
+    return dtype.to_complex() if own.is_complex else dtype
 
 
 def leaves_range(exact: torch.Tensor, dtype: torch.dtype) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..alignment import Alignment
 from ..parts import Parts, still
+from ..spec.dtypes import stored_as
 from ..spec.roles import note_outside
 from ..statistics import statistics_of
 from .arithmetic import Alphas
@@ -65,7 +66,7 @@ def _in_slabs(part: str, parts: Parts, base: State, finetuned: State, target: St
     alignment = parts.alignment(part)
     old, tuned = (alignment.apply(parts.take(part, state))[part] for state in (base, finetuned))
     own = parts.take(part, target)[part]
-    result = torch.empty_like(own)
+    result = torch.empty_like(own, dtype=stored_as(own.dtype, options.get("dtype")))
     rows = max(1, LARGE * len(own) // own.numel())
     for start in range(0, len(own), rows):
         slab = [{part: tensor[start:start + rows]} for tensor in (old, tuned, own)]

@@ -16,7 +16,7 @@ from torch import nn
 from ..alignment import Alignment
 from ..errors import FxrebasinError, StateError
 from ..spec import Spec
-from ..spec.dtypes import leaves_range, wide
+from ..spec.dtypes import leaves_range, stored_as, wide
 from ..spec.fit import finite, infinities
 from ..spec.fitting import fitted, undone
 from ..spec.roles import BUFFER, PARAMETER, kind, note_outside
@@ -118,7 +118,9 @@ def transport(base: State, finetuned: State, target: State, alignment: Alignment
                 total = _sum(tensor, carried[name], alpha)
             else:
                 total = _in_place(spec, name, base, finetuned, tensor, alpha)
-            done[same] = tensor.detach().clone() if total is None else narrowed(name, total, tensor, dtype)
+            stays = total is None and stored_as(tensor.dtype, dtype) == tensor.dtype
+            done[same] = tensor.detach().clone() if stays else narrowed(
+                name, tensor.detach() if total is None else total, tensor, dtype)
         result[name] = done[same]
     return result if fit is None else undone(fit, result, given)
 
@@ -158,14 +160,16 @@ def _in_place(spec: Spec, name: str, base: State, finetuned: State, tensor: torc
 
 def narrowed(name: str, total: torch.Tensor, like: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """A sum in the dtype asked for, or that of `like`. Raises StateError if it leaves the range."""
-    to = like.dtype if dtype is None or not (like.is_floating_point() or like.is_complex()) else dtype
+    to = stored_as(like.dtype, dtype)
     to = to.to_complex() if total.is_complex() else to
     if to in _UNSATURATED and finite(result := total.to(to)):
         return result
     overflow = leaves_range(total, to) or total.shape == like.shape and bool(
         (infinities(total) != infinities(like)).any())
     if total.device.type != "meta" and overflow:
-        raise StateError(f"{name!r}: the sum leaves the range of {to}: give dtype=torch.float32, or a smaller alpha")
+        wider = "float64" if to.to_real() == torch.float32 else "float32"
+        raise StateError(f"{name!r}: the sum leaves the range of {to}: give dtype=torch.{wider} (--dtype {wider}), or a "
+                         "smaller alpha")
     return total.to(to)
 
 
