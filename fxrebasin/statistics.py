@@ -2,8 +2,9 @@
 
 A running variance is positive, and what a fine-tuning did to it is a factor. A running mean is a number of
 deviations away from where it was. So what is carried is var_ft / var_A and (mean_ft - mean_A) / sqrt(var_A),
-and it arrives as var_B * factor^alpha and mean_B + alpha * shift * sqrt(var_B). Where a channel is dead in a
-state, and its variance next to nothing, no factor can be had: the target keeps what it has.
+and it arrives as var_B * factor^alpha and mean_B + alpha * shift * sqrt(var_B); of running deviations likewise.
+Where a channel is dead in a state, and its variance next to nothing, no factor can be had: the target keeps what
+it has.
 """
 
 from __future__ import annotations
@@ -20,26 +21,32 @@ from .capture import arguments
 from .errors import FxrebasinError
 from .spec import Spec
 from .spec.dtypes import wide
-from .spec.roles import MEAN, VARIANCE, by_name, kind
+from .spec.roles import DEVIATION, MEAN, SPREADS, VARIANCE, by_name, kind
 
 State = Mapping[str, torch.Tensor]
-DEAD = 1e-10  # relative to the largest variance of the same norm
+DEAD = 1e-5  # relative to the largest deviation of the same norm
 WAYS = ("ratio", "target")  # of transporting them
 
 
 def statistics_of(
     spec: Spec | None, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, str | None]:
-    """Every running variance -> None, and every running mean -> the variance beside it in its module, if
+    """Every running variance or deviation -> None, and every running mean -> the one beside it in its module, if
     there is one. Without a spec, entries of these shapes are known by their names."""
     shapes = spec.names if spec is not None else shapes or {}
-    roles = {name: by_name(name) if spec is None else kind(spec.role(name)) for name in shapes}
-    variances = [name for name, role in roles.items() if role == VARIANCE]
-    found: dict[str, str | None] = dict.fromkeys(variances)
+    roles = {name: _role(spec, name) for name in shapes}
+    spreads = [name for name, role in roles.items() if role in SPREADS]
+    found: dict[str, str | None] = dict.fromkeys(spreads)
+    surest = [v for v in spreads if roles[v] == VARIANCE], [v for v in spreads if by_name(v) == DEVIATION], spreads
     for name in (name for name, role in roles.items() if role == MEAN):
-        beside = [v for v in variances if _place(v) == _place(name) and shapes[v] == shapes[name]]
+        beside = next((near for some in surest if (near := [
+            v for v in some if _place(v) == _place(name) and shapes[v] == shapes[name]])), [])
         found[name] = beside[0] if len(beside) == 1 else None
     return found
+
+
+def _role(spec: Spec | None, name: str) -> str:
+    return by_name(name) if spec is None else kind(spec.role(name))
 
 
 def _place(name: str) -> str:
@@ -50,17 +57,18 @@ def _place(name: str) -> str:
 
 
 def changes(spec: Spec, base: State, finetuned: State) -> dict[str, torch.Tensor]:
-    """What a fine-tuning did to each statistic: factors of variances, shifts of means."""
+    """What a fine-tuning did to each statistic: factors of variances and deviations, shifts of means."""
     found = {}
     for name, beside in statistics_of(spec).items():
         old, new = _wide(base[name]), _wide(finetuned[name]).to(base[name].device)
-        if kind(spec.role(name)) == VARIANCE:
-            found[name] = torch.where(_alive(old) & _alive(new), new / old, torch.ones_like(old))
+        if _role(spec, name) in SPREADS:
+            alive = _alive(_deviation(spec, name, old)) & _alive(_deviation(spec, name, new)) & (old.sign() == new.sign())
+            found[name] = torch.where(alive, new / old, torch.ones_like(old))
         elif beside is None:
             found[name] = new - old
         else:
-            variance = _wide(base[beside]).to(old.device)
-            found[name] = torch.where(_alive(variance), (new - old) / variance.sqrt(), torch.zeros_like(old))
+            deviation = _deviation(spec, beside, _wide(base[beside]).to(old.device))
+            found[name] = torch.where(_alive(deviation), (new - old) / deviation, torch.zeros_like(old))
     return found
 
 
@@ -70,10 +78,10 @@ def arrived(spec: Spec, target: State, carried: State, alpha: float) -> dict[str
     for name, beside in statistics_of(spec).items():
         own = _wide(target[name])
         change = carried[name].to(own.device, torch.promote_types(own.dtype, carried[name].dtype))
-        if kind(spec.role(name)) == VARIANCE:
+        if _role(spec, name) in SPREADS:
             result[name] = own * change ** alpha
         else:
-            deviation = 1.0 if beside is None else _wide(target[beside]).to(own.device).clamp(min=0).sqrt()
+            deviation = 1.0 if beside is None else _deviation(spec, beside, _wide(target[beside]).to(own.device))
             result[name] = own + alpha * change * deviation
     return result
 
@@ -82,16 +90,20 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to(wide(tensor.dtype))
 
 
-def _alive(variance: torch.Tensor) -> torch.Tensor:
-    return variance > DEAD * variance.max() if variance.numel() else variance > 0
+def _deviation(spec: Spec, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clamp(min=0).sqrt() if _role(spec, name) == VARIANCE else tensor.abs()
+
+
+def _alive(deviation: torch.Tensor) -> torch.Tensor:
+    return deviation > DEAD * deviation.max() if deviation.numel() else deviation > 0
 
 
 # ---- pooled ----------------------------------------------------------------------------------------------
 
 
 def pooled(spec: Spec | None, states: list[State], weights: list[float]) -> dict[str, torch.Tensor]:
-    """Mean and variance of what several states saw together: the variance within, and that between their
-    means."""
+    """Mean and variance (or deviation) of what several states saw together: the variance within, and that between
+    their means. Divisors that are no deviations, since some are negative, are left out."""
     shapes = {name: tuple(t.shape) for name, t in states[0].items()
               if isinstance(t, torch.Tensor) and t.is_floating_point()}
     beside = statistics_of(spec, shapes)
@@ -99,12 +111,17 @@ def pooled(spec: Spec | None, states: list[State], weights: list[float]) -> dict
     found = {}
     for name in beside:
         first, *_ = every = [_wide(state[name]).to(states[0][name].device) for state in states]
+        squared = _role(spec, name) == DEVIATION
+        if squared:
+            if any(bool((x < 0).any()) for x in every):
+                continue
+            first, *_ = every = [x.square() for x in every]
         mean = sum((w * x for w, x in zip(weights, every)), torch.zeros_like(first))
         if name in means:
             centres = [_wide(state[means[name]]).to(first.device) for state in states]
             centre = sum((w * x for w, x in zip(weights, centres)), torch.zeros_like(first))
             mean = mean + sum((w * (x - centre).square() for w, x in zip(weights, centres)), torch.zeros_like(first))
-        found[name] = mean
+        found[name] = mean.sqrt() if squared else mean
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fxrebasin as fxr
+from fxrebasin.spec import roles
 from fxrebasin.statistics import measured, statistics_of
 from fxrebasin.transport import transported
 
@@ -169,3 +170,79 @@ def test_statistics_measured_again():
     assert torch.allclose(merged["1.running_mean"], (X @ merged["0.weight"].T + merged["0.bias"]).mean(0), atol=1e-5)
     with pytest.raises(fxr.FxrebasinError, match="no inputs to measure statistics on"):
         measured(model, state, [])
+
+
+# == deviations ==============================================================================================
+
+
+class Standardised(nn.Module):
+    """A norm written by hand on deviations, one of them under another name."""
+
+    def __init__(self, width: int = 6):
+        super().__init__()
+        self.inner, self.out = nn.Linear(4, width), nn.Linear(width, 3)
+        for name in ("running_mean", "shift"):
+            self.register_buffer(name, torch.randn(width))
+        for name in ("running_std", "size"):
+            self.register_buffer(name, torch.rand(width) + 0.2)
+
+    def forward(self, x):
+        hidden = (self.inner(x) - self.running_mean) / (self.running_std + 1e-5)
+        return self.out((hidden.relu() + self.shift) / self.size.clamp(min=1e-3).view(1, -1))
+
+
+def standardised(seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return {k: v.double() for k, v in Standardised().state_dict().items()}
+
+
+def test_deviations_are_carried_by_ratio():
+    spec = fxr.infer(Standardised(), X)
+    assert {spec.role(n) for n in ("running_std", "size")} == {roles.DEVIATION}
+    assert spec.role("running_mean") == roles.MEAN and spec.role("shift") == roles.BUFFER
+    base, fine, new = map(standardised, range(3))
+    fine["size"][0], fine["size"][1] = base["size"][0] * 1e-3, 0.0  # a difference would lead below zero
+    assert statistics_of(spec) == {"running_std": None, "size": None, "running_mean": "running_std"}
+    pi, alpha = spec.random(1), 0.7
+    factor = pi.apply({**base, "size": fine["size"] / base["size"], "running_std": fine["running_std"] / base["running_std"]})
+    result = fxr.transport(base, fine, new, pi, alpha)
+    dead = pi.apply({**base, "size": fine["size"]})["size"] == 0
+    expected = torch.where(dead, new["size"], new["size"] * factor["size"] ** alpha)
+    assert torch.allclose(result["size"], expected) and dead.sum() == 1
+    assert torch.allclose(result["running_std"], new["running_std"] * factor["running_std"] ** alpha)
+    assert all(bool((result[n] > 0).all()) for n in ("running_std", "size"))
+    assert not bool((new["size"] + alpha * (pi.apply(fine)["size"] - pi.apply(base)["size"]) > 0).all())  # the control
+    assert dict(transported(base, fine, new, pi, alpha=alpha)).keys() == result.keys()
+
+
+def test_a_permuted_base_with_deviations_gives_the_permuted_finetuning():
+    spec = fxr.infer(Standardised(), X)
+    base, fine, pi = standardised(0), standardised(1), spec.random(2)
+    result, expected = fxr.transport(base, fine, pi.apply(base), pi), pi.apply(fine)
+    assert all(torch.allclose(result[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_divisor_of_either_sign_keeps_it():
+    spec = fxr.infer(Standardised(), X)
+    base, fine, new = map(standardised, range(3))
+    base["size"][0], fine["size"][0], fine["size"][1] = -0.5, -1.0, -1.0  # the second changes its sign: no factor
+    result = fxr.transport(base, fine, new, spec.identity())
+    assert float(result["size"][0]) == pytest.approx(2 * float(new["size"][0])) and result["size"][1] == new["size"][1]
+    merged = fxr.merge([base, fine], spec=spec)["size"]
+    assert torch.allclose(merged, (base["size"] + fine["size"]) / 2)
+
+
+@pytest.mark.parametrize("with_spec", [True, False])
+def test_pooled_deviations_are_those_of_all_samples(with_spec):
+    data = [torch.randn(400, 6).double() * (k + 1) + 3 * k for k in range(2)]
+    states = [{**standardised(k), "running_mean": x.mean(0), "running_std": x.std(0, unbiased=False)}
+              for k, x in enumerate(data)]
+    merged = fxr.merge(states, spec=fxr.infer(Standardised(), X) if with_spec else None)
+    assert torch.allclose(merged["running_std"], torch.cat(data).std(0, unbiased=False))
+
+
+def test_divisors_that_both_states_share_are_fixed():
+    spec = fxr.infer(Standardised(), X)
+    one, other = standardised(0), standardised(1)
+    assert "size" not in spec.fixed(one, other)
+    assert spec.fixed(one, {**other, "size": one["size"]}) == ("size",)

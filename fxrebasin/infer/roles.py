@@ -31,6 +31,7 @@ _SAME = (
     "contiguous",
 )  # what leaves numbers as they are
 _ROOTS = ("sqrt", "rsqrt")
+_BOUNDS = ("clamp", "clamp_min")
 
 
 def roles_of(program: Program) -> dict[str, str]:
@@ -72,14 +73,16 @@ def _reached(program: Program) -> set[str]:
 
 
 def _statistics(program: Program) -> dict[str, str]:
-    """The running means and variances among the buffers: by the op that reads them, by a square root that is
-    taken of them, and by name where nothing reads them."""
+    """The running means, variances and deviations among the buffers: by the op that reads them, by a square root
+    that is taken of them, by what is divided by them, and by name where nothing reads them."""
     buffers = {name for name in program.state if program.kinds.get(name) == "buffer"}
-    found = {name: words.VARIANCE for name in buffers if words.by_name(name) == words.VARIANCE}
+    found = {name: words.by_name(name) for name in buffers if words.by_name(name) in words.SPREADS}
     for node in program.module.graph.nodes:
         source = program.sources.get(node.name)
         if source is not None and source.name in buffers and any(map(_is_rooted, node.users)):
             found[source.name] = words.VARIANCE
+        elif source is not None and source.name in buffers and _is_divisor(node):
+            found.setdefault(source.name, words.DEVIATION)
         if node.op == "call_function":
             found |= {name: role for name, role in _read_by(program, node) if name in buffers}
     return {name: words.MEAN for name in buffers - set(found) if _is_mean(name, program, found)} | found
@@ -99,12 +102,28 @@ def _is_rooted(node: fx.Node) -> bool:
     op = getattr(node.target, "__name__", "").partition(".")[0]
     if op in _ROOTS or (op == "pow" and len(node.args) > 1 and node.args[1] in (0.5, -0.5)):
         return True
-    passes = op in _SAME or (op == "add" and len(node.all_input_nodes) == 1)
-    return passes and any(map(_is_rooted, node.users))
+    return _passes(node) and any(map(_is_rooted, node.users))
+
+
+def _is_divisor(node: fx.Node) -> bool:
+    """Whether something is divided by what is here, a constant added or not."""
+    for user in node.users:
+        op = getattr(user.target, "__name__", "").partition(".")[0]
+        if op == "reciprocal" or op == "div" and user.args[1] is node and user.args[0] is not node:
+            return True
+        if (op in _BOUNDS and len(user.all_input_nodes) == 1 or _passes(user)) and _is_divisor(user):
+            return True
+    return False
+
+
+def _passes(node: fx.Node) -> bool:
+    """Whether numbers stay as they are, but for a constant that is added."""
+    op = getattr(node.target, "__name__", "").partition(".")[0]
+    return op in _SAME or (op == "add" and len(node.all_input_nodes) == 1)
 
 
 def _is_mean(name: str, program: Program, found: dict[str, str]) -> bool:
-    """Whether a buffer is named as the mean beside a variance of its module."""
+    """Whether a buffer is named as the mean beside a variance or deviation of its module."""
     place, _, last = name.rpartition(".")
     return "mean" in last and any(other.rpartition(".")[0] == place and program.state[other] == program.state[name]
-                                  for other, role in found.items() if role == words.VARIANCE)
+                                  for other, role in found.items() if role in words.SPREADS)

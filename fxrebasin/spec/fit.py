@@ -101,7 +101,7 @@ def _check_kind(name: str, tensor: torch.Tensor, what: str) -> None:
 
 def _check_infinite(spec: Spec, name: str, tensor: torch.Tensor, what: str) -> None:
     """Of what is not finite, a buffer alone may be, and not NaN."""
-    if roles.kind(spec.role(name)) != roles.BUFFER or bool(torch.isnan(plain(tensor)).any()):
+    if roles.kind(spec.role(name)) not in (roles.BUFFER, roles.DEVIATION) or bool(torch.isnan(plain(tensor)).any()):
         raise StateError(f"{what}: {name!r} holds NaN or infinity: the checkpoint is damaged or has diverged")
 
 

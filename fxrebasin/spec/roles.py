@@ -8,7 +8,7 @@ A state is more than parameters. Which entry is what comes from the module and i
 | parameter | moves, is matched, is added to |
 | buffer | moves; fixed where the states at hand agree on it, bit for bit |
 | fixed | stays as it is, and so do the values at their places: no alignment moves one onto another |
-| statistic (running mean), (running variance) | moves; decides no match; is transported in its own units |
+| statistic (running mean), (running variance), (running deviation) | moves; decides no match; is transported in its own units |
 | index or mask | integers and booleans: their numbers belong to the spec |
 | counter | integers that count training steps: taken from the target |
 | extra state | whatever a module keeps besides tensors: taken from the target |
@@ -32,18 +32,22 @@ if TYPE_CHECKING:
 
 PARAMETER, BUFFER, FIXED = "parameter", "buffer", "fixed"
 MEAN, VARIANCE = "statistic (running mean)", "statistic (running variance)"
+DEVIATION = "statistic (running deviation)"  # what is divided by: positive as a rule
+SPREADS = (VARIANCE, DEVIATION)
 INDEX, COUNTER, EXTRA = "index or mask", "counter", "extra state"
 OUTSIDE = "outside the example run"
-ROLES = (PARAMETER, BUFFER, MEAN, VARIANCE, INDEX, COUNTER, EXTRA)
+ROLES = (PARAMETER, BUFFER, MEAN, VARIANCE, DEVIATION, INDEX, COUNTER, EXTRA)
 
 VARIANCES = ("running_var", "running_variance", "moving_var", "moving_variance")  # names, where no op tells
+DEVIATIONS = ("running_std", "running_stddev", "running_deviation", "moving_std", "moving_stddev", "moving_deviation")
 MEANS = ("running_mean", "moving_mean")
 
 
 def by_name(name: str) -> str:
     """The role of an entry of floating-point numbers of which the name alone is known."""
     last = name.rpartition(".")[2]
-    return VARIANCE if last in VARIANCES else MEAN if last in MEANS else PARAMETER
+    named = {VARIANCE: VARIANCES, DEVIATION: DEVIATIONS, MEAN: MEANS}
+    return next((role for role, names in named.items() if last in names), PARAMETER)
 
 
 def outside(role: str) -> str:
@@ -90,7 +94,7 @@ def fixed(spec: Spec, *states: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
 
 def _may_be_fixed(spec: Spec, name: str) -> bool:
     known = name in spec.layouts or name in spec.names
-    return known and kind(role_of(spec, name)) == BUFFER
+    return known and kind(role_of(spec, name)) in (BUFFER, DEVIATION)  # a table of divisors is one, too
 
 
 def agree(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -19,7 +19,7 @@ from ..spec import Spec
 from ..spec.dtypes import leaves_range, stored_as, wide
 from ..spec.fit import finite, infinities
 from ..spec.fitting import fitted, undone
-from ..spec.roles import BUFFER, PARAMETER, kind, note_outside
+from ..spec.roles import BUFFER, DEVIATION, PARAMETER, kind, note_outside
 from ..spec.stacks import tied
 from ..statistics import WAYS, arrived, changes, statistics_of
 from .mismatched import carried_whole, mismatched_names, resized_names
@@ -152,7 +152,7 @@ def _in_place(spec: Spec, name: str, base: State, finetuned: State, tensor: torc
               alpha: float) -> torch.Tensor | None:
     """The sum for a tensor that the spec leaves as it is (it overlaps another in memory), None for what is not to be
     added to: counters, masks, extra state, entries that the model does not have."""
-    known = name in spec.passed and kind(spec.roles.get(name, "")) in (PARAMETER, BUFFER)
+    known = name in spec.passed and kind(spec.roles.get(name, "")) in (PARAMETER, BUFFER, DEVIATION)
     if not known or name not in base or name not in finetuned:
         return None
     return _sum(tensor, task_vector({name: base[name]}, finetuned)[name], alpha)
