@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import CaptureError, CheckpointError, FxrebasinError, NotEquivalentError, SpecError, StateError
     from .infer import infer
     from .match import match, match_many, merge
+    from .passes import Canonical, canonicalize
     from .report import Report, report
     from .spec import Group, Site, Spec
     from .transport import (Adapter, Alpha, Calibration, Gains, Probes, TransportNote, calibrate, carry, choose_alpha,
@@ -30,6 +31,7 @@ _HOME = {name: part for part, names in {
     "errors": "CaptureError CheckpointError FxrebasinError NotEquivalentError SpecError StateError",
     "infer": "infer",
     "match": "match match_many merge",
+    "passes": "Canonical canonicalize",
     "report": "Report report",
     "spec": "Group Site Spec",
     "transport": "Adapter Alpha Calibration Gains Probes TransportNote calibrate carry choose_alpha merge_adapter probes "

@@ -19,12 +19,13 @@ from torch.utils import _pytree as pytree
 
 from ..capture import Program, Source
 from ..factors import Factors, Value
+from ..passes import rewrites
+from ..passes.folds import folds
 from ..rules import RULES, Call, Uncovered
 from ..spec import Spec
 from ..spec.fit import digest_of
 from .constants import SMALL, Constants, argument, constant, shapes, tensors
 from .distinct import Distinct
-from .folds import folds
 from .indices import Indices
 from .reader import Reader
 from .regions import region
@@ -283,9 +284,9 @@ class Analysis:
         settle(self.factors, [each for call in self.made for each in call.unordered], self.state.values())
         self._unused()
         spec = Reader(self.state, free_outputs).spec(program, self.unruled)
-        return replace(spec, numbers=numbers_of(program, self.constants.read),
-                       folds=folds(program, self.values, spec),
-                       assumptions=self._assumptions())
+        spec = replace(spec, folds=folds(program, self.values, spec))
+        return replace(spec, numbers=numbers_of(program, self.constants.read), assumptions=self._assumptions(),
+                       rewrites=rewrites(program, self.values, spec, self.constants.evaluate))
 
     def _unused(self) -> None:
         """What the forward pass does not use could be permuted at will; that says nothing about the function."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from ..capture.argument import argument
 from ..factors import Atom, Factors, Segment, Value, natural
 
 LARGEST = 10_000_000  # elements of a constant that is worked out
@@ -108,12 +109,6 @@ def _kinds(content: torch.Tensor, dim: int) -> list[np.ndarray] | None:
         if len(members) > MOST_KINDS:
             return None
     return [np.array(positions) for positions in members.values()] if len(members) < len(rows) or len(rows) == 1 else None
-
-
-def argument(node: fx.Node, name: str) -> Any:
-    """An argument of a call by its schema name; None if it was not given."""
-    names = [a.name for a in node.target._schema.arguments]
-    return node.kwargs.get(name, node.args[names.index(name)] if names.index(name) < len(node.args) else None)
 
 
 def tensors(given: Any) -> list[torch.Tensor]:

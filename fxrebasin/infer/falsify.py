@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..capture import Program, culprits, multiplications
 from ..evaluate import Trial, draw_inputs, draw_state
+from ..passes import canonicalize
 from ..rewrite import beside, mapped
-from ..spec import Spec
+from ..spec import Rewrite, Spec
 
 DRAWS = (("ordinary", 0), ("ordinary", 1), ("duplicates", 2), ("ordinary", 3), ("zeros", 4), ("large", 5))
 # Multiplications in one run of a network that is tried; and for each operation, as a tracer takes its time.
@@ -25,6 +26,7 @@ FOR_EACH = 800_000
 # Shaken runs before a change counts: scores that are equal at zeros are told apart in each of them at random.
 PATIENT = 32
 WHY = "a reordering changes what the network computes at random numbers"
+PASS_WHY = "it changes what the network computes at random numbers"
 
 
 def falsified(
@@ -35,7 +37,7 @@ def falsified(
     given  example inputs by path; like: a state dict of the module, which tells what kind of numbers its
            tensors hold
     """
-    if not spec.groups:
+    if not spec.groups and not _open(spec):
         return replace(spec, evidence="nothing is claimed")
     draws, reason = _affordable(program)
     tried: list[str] = []
@@ -43,6 +45,7 @@ def falsified(
         try:
             trial, kind = _trial(program, given, like, kind, seed)
             spec = _surviving(trial, spec, seed, program)
+            spec = spec if tried else _rewritten(trial, spec)
         except Exception as error:  # noqa: BLE001 - operations raise anything at numbers they do not take
             reason = f"{kind} numbers: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             continue
@@ -85,6 +88,29 @@ def _surviving(trial: Trial, spec: Spec, seed: int, program: Program) -> Spec:
             return spec
         spec = without(spec, broken)
     return spec
+
+
+def _open(spec: Spec) -> list[int]:
+    """The passes' steps that are claimed."""
+    return [k for k, rewrite in enumerate(spec.rewrites) if not rewrite.reason]
+
+
+def _refused(spec: Spec, gone: Sequence[int]) -> Spec:
+    """The spec without some steps of its passes."""
+    return replace(spec, rewrites=tuple(Rewrite(each.kind, each.entry, PASS_WHY) if k in gone and not each.reason else each
+                                        for k, each in enumerate(spec.rewrites)))
+
+
+def _rewritten(trial: Trial, spec: Spec) -> Spec:
+    """The spec without the steps of its passes that break the function at one state."""
+    steps = _open(spec)
+    state = {name: value for name, value in trial.state.items() if name in spec.names or name in spec.passed}
+
+    def unchanged(some: Sequence[int]) -> bool:
+        only = _refused(spec, [k for k in steps if k not in some])
+        return not trial.compare(canonicalize(only, state).state).breaks
+
+    return _refused(spec, culprits(steps, unchanged)) if steps else spec
 
 
 def without(spec: Spec, broken: Sequence[str]) -> Spec:

@@ -22,8 +22,8 @@ To be read in this order:
 """
 
 from .entry import Entry, Part
-from .layout import Axis, Block, Fold, Group, Site, Skip
+from .layout import Axis, Block, Fold, Group, Rewrite, Site, Skip
 from .order import Order
 from .value import Spec
 
-__all__ = ["Axis", "Block", "Entry", "Fold", "Group", "Order", "Part", "Site", "Skip", "Spec"]
+__all__ = ["Axis", "Block", "Entry", "Fold", "Group", "Order", "Part", "Rewrite", "Site", "Skip", "Spec"]

@@ -46,6 +46,34 @@ class Fold:
     plus: float = 0.0
 
 
+Reader = tuple[str, int, str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A change of the state that the function does not see, as the graph allows it, or why it does not.
+
+    kind     "shift", "gain", "centre", "key bias" or "value bias": see `fxrebasin.passes`
+    entry    the tensor that gives something up
+    reason   why it cannot; "" if it can
+    axis     of `entry`, along which it is centred
+    places   the elements of `entry` that are meant; () for all
+    readers  the linear maps that take it up: (weight, axis that it sums over, its bias or "", for every position of that
+             axis the element of `entry` that it reads, () for the same order)
+    beside   the shift that is added where a gain scales; "" if there is none
+    plus     what is added to a gain before it scales
+    """
+
+    kind: str
+    entry: str
+    reason: str = ""
+    axis: int = 0
+    places: tuple[int, ...] = ()
+    readers: tuple[Reader, ...] = ()
+    beside: str = ""
+    plus: float = 0.0
+
+
 @dataclass(frozen=True)
 class Group:
     """What one unknown permutation (one for each index of `within`) acts on.

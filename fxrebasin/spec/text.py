@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import SpecError
-from .layout import Axis, Block, Fold, Group, Site, Skip
+from .layout import Axis, Block, Fold, Group, Rewrite, Site, Skip
 
 if TYPE_CHECKING:
     from .value import Spec
@@ -34,7 +34,7 @@ def to_json(spec: Spec) -> str:
         "unruled": dict(spec.unruled), "notes": spec.notes, "stacks": dict(spec.stacks),
         "assumptions": spec.assumptions, "evidence": spec.evidence, "roles": dict(spec.roles),
         "numbers": dict(spec.numbers), "folds": [[f.tensor, f.axis, f.gain, f.plus] for f in spec.folds],
-        "inputs": dict(spec.inputs),
+        "inputs": dict(spec.inputs), "rewrites": [_rewrite_to_json(each) for each in spec.rewrites],
         "skips": [[s.add, s.operand, s.dim, s.size, _blocks_to_json(s.before), _blocks_to_json(s.behind)]
                   for s in spec.skips],
     })
@@ -61,10 +61,23 @@ def fields_of(text: str) -> dict[str, Any]:
         "assumptions": _listed(data["assumptions"]), "evidence": data["evidence"],
         "roles": data["roles"], "numbers": data["numbers"],
         "folds": tuple(Fold(*fold) for fold in data["folds"]),
+        "rewrites": tuple(_rewrite_from_json(each) for each in _listed(data.get("rewrites", []))),
         "inputs": {path: (tuple(shape), dtype) for path, (shape, dtype) in data["inputs"].items()},
         "skips": tuple(Skip(add, operand, dim, size, *(_blocks_from_json(end, (size,)) for end in ends))
                        for add, operand, dim, size, *ends in _listed(data["skips"])),
     }
+
+
+def _rewrite_to_json(rewrite: Rewrite) -> dict[str, Any]:
+    """What differs from the defaults."""
+    plain = Rewrite(rewrite.kind, rewrite.entry)
+    return {name: value for name, value in vars(rewrite).items()
+            if name in ("kind", "entry") or value != getattr(plain, name)}
+
+
+def _rewrite_from_json(data: dict[str, Any]) -> Rewrite:
+    readers = tuple((weight, axis, bias, tuple(places)) for weight, axis, bias, places in data.get("readers", ()))
+    return Rewrite(**{**data, "places": tuple(data.get("places", ())), "readers": readers})
 
 
 def _listed(data: list) -> tuple:

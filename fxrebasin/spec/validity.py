@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .layout import Block, Fold, foldable
+from .layout import Block, Fold, Rewrite, foldable
 
 if TYPE_CHECKING:
     from .value import Spec
@@ -35,6 +35,8 @@ def validate(spec: Spec) -> None:
         raise ValueError(f"{min(loose)!r} is neither in a group nor pinned")
     for fold in spec.folds:
         _validate_fold(spec, fold)
+    for rewrite in spec.rewrites:
+        _validate_rewrite(spec, rewrite)
     for name, (shape, blocks) in layouts.items():
         _validate_layout(spec, name, shape, blocks)
     for group in spec.groups.values():
@@ -59,6 +61,30 @@ def _validate_fold(spec: Spec, fold: Fold) -> None:
             not isinstance(fold.plus, float) or not math.isfinite(fold.plus)) or not foldable(
                 spec.layouts[fold.tensor], fold.axis, spec.layouts[fold.gain]):
         raise ValueError(f"{fold.gain!r} cannot be folded into {fold.tensor!r}")
+
+
+def _validate_rewrite(spec: Spec, rewrite: Rewrite) -> None:
+    """All that it names must be there, and its places within."""
+    if not all(isinstance(x, str) for x in (rewrite.kind, rewrite.entry, rewrite.reason, rewrite.beside)) or (
+            type(rewrite.axis) is not int or not isinstance(rewrite.plus, (int, float)) or not math.isfinite(rewrite.plus)):
+        raise ValueError("a rewrite of the wrong types")
+    if rewrite.reason:
+        return
+    shape = spec.shapes[rewrite.entry]
+    taken = [*rewrite.places, *(p for reader in rewrite.readers for p in reader[3])]
+    if rewrite.axis not in range(len(shape)) or (taken and len(shape) != 1) or not all(
+            type(p) is int and 0 <= p < shape[0] for p in taken) or rewrite.beside and spec.shapes[rewrite.beside] != shape:
+        raise ValueError(f"the {rewrite.kind} {rewrite.entry!r} does not fit its tensor")
+    for weight, axis, bias, places in rewrite.readers:
+        inner = spec.shapes[weight]
+        if axis not in range(len(inner)) or len(places or range(shape[0])) != inner[axis] or (
+                bias and (len(inner) < 2 or spec.shapes[bias] != (_outputs(inner, axis),))):
+            raise ValueError(f"{rewrite.entry!r} cannot be moved into {weight!r}")
+
+
+def _outputs(shape: tuple[int, ...], axis: int) -> int:
+    """The length of a linear map's other axis: the first that is not summed over."""
+    return shape[1 if axis == 0 else 0]
 
 
 def _validate_stacks(spec: Spec) -> None:

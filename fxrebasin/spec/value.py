@@ -14,7 +14,7 @@ import torch
 from ..errors import SpecError
 from . import axes, fit, roles, stacks, text
 from .entry import Entry, entry_of
-from .layout import Block, Fold, Group, Skip
+from .layout import Block, Fold, Group, Rewrite, Skip
 from .order import Order
 from .validity import validate
 
@@ -43,6 +43,7 @@ class Spec:
     skips        where maps stand on skips, in a spec of residual segments (`infer(..., residual="segmented")`)
     numbers      entry of integers or booleans on which the analysis relied -> a hash of its numbers
     folds        gains, and the linear maps that read what they scale
+    rewrites     changes of a state that its function does not see, for `fxrebasin.canonicalize`
     inputs       path of an example input -> its shape and dtype, where a module has to be captured again
     """
 
@@ -64,6 +65,7 @@ class Spec:
     numbers: Mapping[str, str] = field(default_factory=dict)
     folds: tuple[Fold, ...] = ()
     skips: tuple[Skip, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
     inputs: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
 
     def __post_init__(self):

@@ -14,10 +14,10 @@ import torch
 from torch import fx
 
 from ..capture import Program
+from ..capture.argument import argument
 from ..factors import Atom, Segment, Value
 from ..spec import Fold, Spec
 from ..spec.layout import foldable
-from .constants import argument
 
 SCALING = {f"aten.{op}.default": "weight" for op in (
     "layer_norm", "native_layer_norm", "rms_norm", "group_norm", "native_group_norm", "batch_norm",
@@ -75,18 +75,30 @@ class Gains:
 
     def readers(self, gain: fx.Node) -> list[Fold]:
         """The linear maps that read what a gain scales; none if anything else does, or if it is used otherwise."""
+        found = self._readers(gain)
+        return [] if isinstance(found, str) else found
+
+    def why_not(self, name: str) -> str:
+        """Why a gain, by its name in the state, cannot be folded."""
+        found = [self._readers(node) for node in self.program.module.graph.nodes
+                 if self.is_state(node) and self.program.sources[node.name].name == name]
+        return next((each for each in found if isinstance(each, str)),
+                    "what reads it is scaled by another gain, too, or laid out differently")
+
+    def _readers(self, gain: fx.Node) -> list[Fold] | str:
+        """The linear maps that read what a gain scales; or what else does."""
         scaled = list(self._scaled(gain, gain, 0.0))
         if not scaled or any(place is None for place, _ in scaled) or len({plus for _, plus in scaled}) > 1:
-            return []
+            return "it does more than scale the units of an activation"
         name = self.program.sources[gain.name].name
         result: list[Fold] = []
         for (place, plus) in scaled:
             for reader in self._followed(gain, place):
-                if reader is None:
-                    return []
+                if isinstance(reader, str):
+                    return reader
                 result.append(Fold(*reader, name, plus))
-        whole = {fold.tensor for fold in result}
-        return result if all(self._reads_alone(tensor, result) for tensor in whole) else []
+        other = next((f.tensor for f in result if not self._reads_alone(f.tensor, result)), None)
+        return result if other is None else f"{other!r} reads what it scales, and has another use"
 
     def _scaled(self, gain: fx.Node, node: fx.Node, plus: float) -> Iterator[tuple[Place | None, float]]:
         """Every activation that a gain (as it is at a node) scales; None for another use."""
@@ -104,6 +116,15 @@ class Gains:
             else:
                 yield None, plus
 
+    def scales(self, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """Every op that a vector scales in, and as which node it stands there."""
+        for user in node.users:
+            op = str(user.target)
+            if op in MOVING or op in PLUS and not isinstance(user.args[1], fx.Node):
+                yield from self.scales(user)
+            elif op == "aten.mul.Tensor" or op in SCALING and argument(user, SCALING[op]) is node:
+                yield user, node
+
     def _first(self, node: fx.Node) -> fx.Node | None:
         """The first of several results, if no other is used."""
         parts = {user.args[1]: user for user in node.users}
@@ -118,25 +139,25 @@ class Gains:
         axes = {_axis_of(block.segments, atoms) for block in value.blocks}
         return (node, axes.pop()) if len(axes) == 1 and None not in axes else None
 
-    def _followed(self, gain: fx.Node, place: Place | None) -> Iterator[tuple[str, int] | None]:
-        """(tensor, axis) of every linear map that reads along the axis; None for any other use."""
+    def _followed(self, gain: fx.Node, place: Place | None) -> Iterator[tuple[str, int] | str]:
+        """(tensor, axis) of every linear map that reads along the axis; a reason for any other use."""
         if place is None:
-            yield None
+            yield "the units that it scales cannot be followed"
             return
         node, axis = place
         for user in node.users:
             op = str(user.target)
             if op in READING:
-                yield self._read(user, node, axis)
+                yield self._read(user, node, axis) or f"{op} reads what it scales, along another axis or with no tensor alone"
             elif op in MOVING and user.args[0] is node:
                 yield from self._followed(gain, self._place(gain, user))
             else:
-                yield None
+                yield f"what it scales is also read by {op if user.op != 'output' else 'the network output'}"
 
     def _read(self, user: fx.Node, node: fx.Node, axis: int) -> tuple[str, int] | None:
         """The tensor of the state with which a linear map sums over the axis."""
         (at, along), (place, summed) = READING[str(user.target)]
-        if user.args[at] is not node or sum(a is node for a in user.args) > 1 or not self._ungrouped(user):
+        if len(user.args) <= max(at, place) or user.args[at] is not node or sum(a is node for a in user.args) > 1 or not self._ungrouped(user):
             return None
         if along % node.meta["val"].ndim != axis:
             return None
