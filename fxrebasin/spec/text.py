@@ -61,7 +61,7 @@ def fields_of(text: str) -> dict[str, Any]:
         "assumptions": _listed(data["assumptions"]), "evidence": data["evidence"],
         "roles": data["roles"], "numbers": data["numbers"],
         "folds": tuple(Fold(*fold) for fold in data["folds"]),
-        "rewrites": tuple(_rewrite_from_json(each) for each in _listed(data.get("rewrites", []))),
+        "rewrites": tuple(_rewrite_from_json(each) for each in _listed(data["rewrites"])),
         "inputs": {path: (tuple(shape), dtype) for path, (shape, dtype) in data["inputs"].items()},
         "skips": tuple(Skip(add, operand, dim, size, *(_blocks_from_json(end, (size,)) for end in ends))
                        for add, operand, dim, size, *ends in _listed(data["skips"])),
