@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .alignment import Alignment
     from .capture import capture
+    from .checkpoint import fit
     from .errors import CaptureError, CheckpointError, FxrebasinError, NotEquivalentError, SpecError, StateError
     from .infer import infer
     from .match import match, match_many, merge
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _HOME = {name: part for part, names in {
     "alignment": "Alignment",
     "capture": "capture",
+    "checkpoint": "fit",
     "errors": "CaptureError CheckpointError FxrebasinError NotEquivalentError SpecError StateError",
     "infer": "infer",
     "match": "match match_many merge",

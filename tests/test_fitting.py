@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fxrebasin as fxr
-from fxrebasin.checkpoint import conversions, load_state
+from fxrebasin.checkpoint import conversions, load_state, save_state
 from fxrebasin.cli.entry import run
 from fxrebasin.spec.fitting import FitNote, Fitted, fit
 
@@ -256,3 +256,40 @@ def test_a_fine_tuned_head_on_the_command_line(tmp_path, monkeypatch, capsys):
     out = load_state("out")
     expected = states[2]["transformer.wte.weight"] + states[1]["lm_head.weight"] - states[0]["transformer.wte.weight"]
     assert out.keys() == states[1].keys() and torch.allclose(out["lm_head.weight"], expected, atol=1e-6)
+
+
+# == by itself ===============================================================================================
+
+
+@pytest.mark.parametrize("model", [Encoder(), SPEC], ids=["module", "spec"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_state_is_fitted_to_a_module_and_back(way, model):
+    own, other = state_of(), state_of(1)
+    found = fxr.fit(model, WAYS[way](own))
+    assert set(found) == set(own) and len(found) == len(own) and not set(found.left) & set(found)
+    module = Encoder()
+    module.load_state_dict(found)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in module.state_dict().items())
+    back, expected = found.undone(other), WAYS[way](other)
+    assert list(back) == list(expected) and all(torch.equal(back[name], tensor) for name, tensor in expected.items())
+    assert found.steps and fxr.fit(model, own).steps == ()
+
+
+@pytest.mark.parametrize("name", ["vit", "mixtral"])
+def test_a_saved_folder_is_fitted_to_a_module(name, tmp_path):
+    module, other = tiny(name), tiny(name)
+    module.save_pretrained(tmp_path)
+    other.load_state_dict(fxr.fit(other, tmp_path))
+    own = module.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [(lambda s: {k: v for k, v in s.items() if k != "back.bias"}, r"x\.safetensors: lacks 'back\.bias': is it a checkpoint"),
+     (lambda s: {**s, "more.bias": torch.zeros(2)}, r"x\.safetensors: has unexpected 'more\.bias'")],
+)
+def test_a_file_of_another_model_is_refused(change, message, tmp_path):
+    save_state(change(state_of()), tmp_path / "x.safetensors")
+    with pytest.raises(fxr.StateError, match=message):
+        fxr.fit(Encoder(), tmp_path / "x.safetensors")

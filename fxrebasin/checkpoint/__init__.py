@@ -16,15 +16,17 @@ To be read in this order:
     state    all of it at once
     adapter  the folder of an adapter
     converted  what transformers converts when it saves and loads
+    fit      a file under the names of a module
 """
 from ..draft import whole
 from .adapter import check_folder, is_adapter, load_adapter, save_adapter
 from .converted import conversions
+from .fit import FittedState, fit
 from .form import CheckpointNote, Form, State
 from .state import check_writable, fill_ties, load_state, save_state
 from .stored import Stored, files_of, form_of
 from .writer import Plan, Writer, plan, writing
 
-__all__ = ["CheckpointNote", "Form", "Plan", "State", "Stored", "Writer", "check_folder", "check_writable", "conversions",
-           "files_of", "fill_ties", "form_of", "is_adapter", "load_adapter", "load_state", "plan",
+__all__ = ["CheckpointNote", "FittedState", "Form", "Plan", "State", "Stored", "Writer", "check_folder", "check_writable", "conversions",
+           "files_of", "fill_ties", "fit", "form_of", "is_adapter", "load_adapter", "load_state", "plan",
            "save_adapter", "save_state", "whole", "writing"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -13,6 +13,7 @@ from . import roles
 from .dtypes import plain
 
 if TYPE_CHECKING:
+    from .fitting import Wanted
     from .value import Spec
 
 State = Mapping[str, torch.Tensor]
@@ -25,7 +26,7 @@ def check(spec: Spec, state: State, what: str, *, shapes: bool = True, numbers: 
 
     shapes, numbers  whether shapes other than the spec's, and numbers that are not finite, are refused
     """
-    _check_names(spec, state, what)
+    check_names(spec, state, what)
     for name, shape in spec.names.items():
         _check_kind(name, state[name], what)
         if shapes and tuple(state[name].shape) != shape:
@@ -77,7 +78,8 @@ def infinities(tensor: torch.Tensor) -> torch.Tensor:
         torch.isposinf(numbers).to(torch.int8) - torch.isneginf(numbers).to(torch.int8))
 
 
-def _check_names(spec: Spec, state: State, what: str) -> None:
+def check_names(spec: Wanted, state: Collection[str], what: str) -> None:
+    """Raises StateError unless a state has the entries of a model, and no other."""
     expected = set(spec.names)
     missing = sorted(expected - set(state))
     extra = sorted(set(state) - expected - set(spec.passed))

@@ -112,15 +112,15 @@ class Fitted(Mapping[str, torch.Tensor]):
     """A state under the names of the model. Tensors are taken from the given one when they are asked for."""
 
     def __init__(self, fit: Fit, state: State):
-        self.fit, self._state = fit, state
+        self.fit, self.given = fit, state
         self._last: tuple[Link, dict[str, torch.Tensor]] | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         link = self.fit.of[self.fit.ties.get(name, name)]
         if link.read is None:
-            return self._state[link.files[0]]
+            return self.given[link.files[0]]
         if self._last is None or self._last[0] is not link:
-            self._last = link, link.read({file: self._state[file] for file in link.files})
+            self._last = link, link.read({file: self.given[file] for file in link.files})
         return self._last[1][self.fit.ties.get(name, name)]
 
     def __iter__(self) -> Iterator[str]:
