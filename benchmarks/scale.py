@@ -27,7 +27,7 @@ import fxrebasin as fxr
 from fxrebasin.checkpoint import Stored, header, save_state, stored, writer
 
 COMMANDS = ("apply", "transport")
-ROWS, WIDTH = (32768, 65536, 131072), 4096
+ROWS, WIDTH = (16384, 32768, 65536), 4096
 SHARD = 5_000_000_000  # bytes: what transformers writes by default
 LARGE = {"70 B": dict(hidden_size=8192, intermediate_size=28672, num_attention_heads=64, num_key_value_heads=8,
                       num_hidden_layers=80, vocab_size=128256),
