@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import click
@@ -143,14 +144,14 @@ def transport_command(context: click.Context, paths: tuple[str, ...], output: st
     data |= {"taus": dict(taus)} if taus else {}
     section = _card(base, finetuned, target, alignment, data)
     if samples:
-        which = _fit_adapter if adapter else _fit
+        which = partial(_fit_adapter, force=force) if adapter else _fit
         more, said = which(model, inputs, alignment, (base, finetuned, target), output, alpha, samples, keep,
                            ignore_extra, section)
         data |= more
     elif taus:
         _carry_sum(alignment, base, taus, target, output, alpha, ignore_extra, section, model, force, to)
     elif adapter:
-        _carry_adapter(alignment, base, finetuned, target, output, alpha, full, ignore_extra, section, model, to)
+        _carry_adapter(alignment, base, finetuned, target, output, alpha, full, ignore_extra, section, model, force, to)
     else:
         with opened(alignment, (base, finetuned, target), ignore_extra, model, mismatched) as (alignment, stored):
             carried = transported(*stored, alignment, alpha, statistics=statistics, mismatched=mismatched, force=force,
@@ -171,13 +172,13 @@ def _fit(model: str, inputs: tuple[str, ...], alignment: Alignment, paths: tuple
 
 def _fit_adapter(model: str, inputs: tuple[str, ...], alignment: Alignment, paths: tuple[str, str, str], output: str,
                  alpha: float | str, samples: str, keep: str | None, ignore_extra: bool,
-                 section: str) -> tuple[dict[str, Any], str]:
+                 section: str, *, force: bool) -> tuple[dict[str, Any], str]:
     """The same for an adapter."""
     base, folder, target = paths
     adapter = Adapter(*load_adapter(folder))
     with opened(alignment, (base, target), ignore_extra, model) as (alignment, (old, new)):
         tuned = Merged(old, adapter, Parts(alignment))
-        carried = transport_adapter(old, adapter, new, alignment)
+        carried = transport_adapter(old, adapter, new, alignment, force=force)
         carried, data, text = fitted_adapter(model, inputs, (old, tuned, new), alignment, carried, samples, keep)
     _save_adapter(carried, target, output, folder, section)
     return data, text
@@ -211,15 +212,15 @@ def _alignment(model: str | None, base: str, target: str, given: str | None, inp
 
 
 def _carry_adapter(alignment: Alignment, base: str, folder: str, target: str, output: str, alpha: float | Alphas, full: bool,
-                   ignore_extra: bool, section: str, model: str | None, dtype: torch.dtype | None) -> None:
+                   ignore_extra: bool, section: str, model: str | None, force: bool, dtype: torch.dtype | None) -> None:
     adapter = Adapter(*load_adapter(folder))
     with opened(alignment, (base, target), ignore_extra, model) as (alignment, (old, new)):
         if full:
             tuned = Merged(old, adapter, Parts(alignment))
-            carried = transported(old, tuned, new, alignment, alpha, dtype=dtype)
+            carried = transported(old, tuned, new, alignment, alpha, force=force, dtype=dtype)
             write("transport", carried, new, output, section, dtype=dtype)
             return
-        carried = transport_adapter(old, adapter, new, alignment, alpha)
+        carried = transport_adapter(old, adapter, new, alignment, alpha, force=force)
     _save_adapter(carried, target, output, folder, section)
 
 

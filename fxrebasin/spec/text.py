@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .value import Spec
 
 FORMAT = "fxrebasin-spec-1"
+FIELDS = ("groups", "pinned", "sizes", "reasons", "layouts", "shapes", "ties", "passed", "outputs", "unruled", "notes",
+          "stacks", "assumptions", "evidence", "roles", "numbers", "folds", "inputs", "skips")
 NOT_A_SPEC = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError)
 
 
@@ -46,6 +48,9 @@ def fields_of(text: str) -> dict[str, Any]:
     data = json.loads(text)
     if data["format"] != FORMAT:
         raise SpecError(f"this is {data['format']!r}, not {FORMAT!r}: write it again with this version")
+    if lacking := [name for name in FIELDS if name not in data]:
+        raise SpecError(f"not a spec of this version: it lacks {', '.join(map(repr, lacking))}, as those of older versions "
+                        "do: infer it anew (an alignment: match anew)")
     shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
     return {
         "groups": {name: Group(name, g["size"], g["copies"], tuple(g["within"]), tuple(g["members"]),

@@ -20,6 +20,7 @@ from ..errors import StateError
 from ..parts import Parts, origin
 from .adapter import RANK, Adapter, Contents, Factor, LowRank, Whole, contents, lengths
 from .arithmetic import Alphas
+from .pair import check_pair
 from .task_vector import State, transport
 
 DORA = ("the adapter is a DoRA: its magnitudes are lengths of the base's rows, and are scaled by how much longer the "
@@ -27,7 +28,7 @@ DORA = ("the adapter is a DoRA: its magnitudes are lengths of the base's rows, a
 
 
 def transport_adapter(base: State, adapter: Adapter | str | os.PathLike, target: State, alignment: Alignment,
-                      alpha: float | Alphas = 1.0) -> Adapter:
+                      alpha: float | Alphas = 1.0, *, force: bool = False) -> Adapter:
     """An adapter for the target, of the same rank: pi of what `adapter` adds to the base.
 
     base, target  states of one architecture; only those tensors are looked at that the adapter replaces (biases,
@@ -35,6 +36,7 @@ def transport_adapter(base: State, adapter: Adapter | str | os.PathLike, target:
     adapter       an Adapter, or the folder of one
     alignment     pi, of base onto target
     alpha         how much of it is carried; may be one for each tensor
+    force         warn, where the alignment was matched from another base, instead of refusing
 
     Merged into the target it gives what `transport` makes of the adapter merged into the base. Dtypes are the
     adapter's. Raises StateError where the adapter does not fit, or where pi moves an axis of a weight without
@@ -43,6 +45,7 @@ def transport_adapter(base: State, adapter: Adapter | str | os.PathLike, target:
     adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
     alphas = alpha if isinstance(alpha, Alphas) else Alphas(alpha)
     alphas.check(list(alignment.spec.names))
+    check_pair(alignment, base, base, target, force=force)
     parts = Parts(alignment)
     found = contents(adapter, parts)
     carried: dict[str, Tensor] = {}

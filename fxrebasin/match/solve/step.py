@@ -20,6 +20,7 @@ from ..objective.piece import Piece
 from ..objective.similarity import similarity
 from .assignment import assign, assign_many
 from .coupled import Star
+from .heap import give_back
 
 STARS = 4  # so many pairs are tried for each element, at most, where inner solutions are dear
 
@@ -88,6 +89,8 @@ class Step:
         worth = [self._solve(nest.root, e, frame) for e, frame in enumerate(nest.indices(nest.extras(nest.root)))]
         self.here = sum(here for here, _ in worth)
         self.gained = sum(best - here for here, best in worth)
+        del self.scores, worth  # nobody asks for them again
+        give_back()
 
     def _solve(self, root: Group, e: int, frame: dict[str, int]) -> tuple[float, float]:
         """Writes the best moves; what is in common as things stand, and with them."""
