@@ -23,6 +23,7 @@ from .errors import CheckpointError, SpecError
 from .rewrite import to_module
 from .spec import Block, Group, Spec
 from .spec.fitting import fitted, undone
+from .spec.text import OtherVersionError
 
 FORMAT = "fxrebasin-alignment-1"
 
@@ -246,6 +247,9 @@ class Alignment:
             objective = float(metadata["objective"]) if metadata.get("objective") else None
             return cls(spec, arrays, objective=objective, method=metadata.get("method") or None,
                        source=metadata.get("source") or None, target=metadata.get("target") or None)
+        except OtherVersionError as error:
+            raise CheckpointError(f"cannot read the alignment {path}: its spec is of another version: {error.args[0]}: match "
+                                  "again with this version") from None
         except (SafetensorError, SpecError, KeyError, ValueError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"cannot read the alignment {path}: {reason}: is it complete and an alignment?") from None

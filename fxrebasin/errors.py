@@ -26,7 +26,7 @@ CAUSES = {
     "numbers-that-symmetries-rest-on": ("holds other numbers than the model had",),
     "not-a-fine-tuning-of-this-base": ("it is not a fine-tuning of this base", "it is a fine-tuning of another base"),
     "another-model": ("belongs to another model", "is for another model than"),
-    "files-of-another-version": ("write it again with this version",),
+    "files-of-another-version": ("again with this version",),
     "outputs-over-inputs": ("choose another name", "choose another place"),
     "unknown-names": ("choose one of",),
 }

@@ -318,6 +318,11 @@ def test_an_adapter_is_carried(out, folder):
     assert status == WRONG and "--full is for adapters" in errors
     assert "not empty" in out(f"{line} -o carried")[2]
     assert "lies in the input" in out(f"{line} -o lora/x")[2]
+    for more, name in (("", "forced"), ("--full", "forced.safetensors")):  # from another base than the alignment's
+        other = f"transport ft.pt lora b.safetensors --alignment pi.safetensors -o {name} {more}"
+        status, _, errors = out(other)
+        assert status == WRONG and "not the state that the alignment was matched from" in errors and not (folder / name).exists()
+        assert out(f"{other} --force")[0] == DONE and (folder / name).exists()
 
 
 def test_transport_with_an_alignment_needs_no_model(out, folder):

@@ -1,13 +1,16 @@
-"""Files of older versions, and adapters of another base: refused in one line that says what to do."""
+"""Files of other versions, and adapters of another base: refused in one line that says what to do."""
 from __future__ import annotations
 
 import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch import nn
 
 import fxrebasin as fxr
+from fxrebasin.spec.text import FIELDS
 
 
 def mlp(seed: int) -> nn.Module:
@@ -19,8 +22,28 @@ def mlp(seed: int) -> nn.Module:
 def test_a_spec_of_an_older_version_says_what_it_lacks(field):
     data = json.loads(fxr.infer(mlp(0), torch.randn(2, 4)).to_json())
     del data[field]
-    with pytest.raises(fxr.SpecError, match=f"lacks '{field}'.*older versions.*infer it anew"):
+    with pytest.raises(fxr.SpecError) as error:
         fxr.Spec.from_json(json.dumps(data))
+    assert str(error.value) == f"this spec is of another version: it is without '{field}': infer it again with this version"
+    assert error.value.anchor == "files-of-another-version"
+
+
+def test_what_a_spec_writes_is_what_is_asked_for():
+    assert {"format", "order_log10", *FIELDS} == set(json.loads(fxr.infer(mlp(0), torch.randn(2, 4)).to_json()))
+
+
+def test_an_alignment_of_an_older_version_is_refused_in_one_line(tmp_path):
+    fxr.infer(mlp(0), torch.randn(2, 4)).random(0).save(tmp_path / "pi.safetensors")
+    with safe_open(tmp_path / "pi.safetensors", framework="numpy") as file:
+        metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    spec = json.loads(metadata["spec"])
+    del spec["skips"]
+    save_file(arrays, tmp_path / "old.safetensors", metadata | {"spec": json.dumps(spec)})
+    with pytest.raises(fxr.CheckpointError) as error:
+        fxr.Alignment.load(tmp_path / "old.safetensors")
+    assert str(error.value) == (f"cannot read the alignment {tmp_path / 'old.safetensors'}: its spec is of another version: it "
+                                "is without 'skips': match again with this version")
+    assert error.value.anchor == "files-of-another-version"
 
 
 def test_an_adapter_is_carried_from_its_own_base_alone(recwarn):

@@ -20,6 +20,13 @@ FIELDS = ("groups", "pinned", "sizes", "reasons", "layouts", "shapes", "ties", "
 NOT_A_SPEC = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError)
 
 
+class OtherVersionError(SpecError):
+    """A document that another version wrote: `args[0]` says by what it is known."""
+
+    def __str__(self) -> str:
+        return f"this spec is of another version: {self.args[0]}: infer it again with this version"
+
+
 def to_json(spec: Spec) -> str:
     """The whole spec as one JSON document."""
     return json.dumps({
@@ -47,10 +54,9 @@ def fields_of(text: str) -> dict[str, Any]:
     what is none; whether the fields are consistent is for `validate` to say."""
     data = json.loads(text)
     if data["format"] != FORMAT:
-        raise SpecError(f"this is {data['format']!r}, not {FORMAT!r}: write it again with this version")
+        raise OtherVersionError(f"it is {data['format']!r}, not {FORMAT!r}")
     if lacking := [name for name in FIELDS if name not in data]:
-        raise SpecError(f"not a spec of this version: it lacks {', '.join(map(repr, lacking))}, as those of older versions "
-                        "do: infer it anew (an alignment: match anew)")
+        raise OtherVersionError(f"it is without {', '.join(map(repr, lacking))}")
     shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
     return {
         "groups": {name: Group(name, g["size"], g["copies"], tuple(g["within"]), tuple(g["members"]),
