@@ -318,11 +318,19 @@ def test_an_adapter_is_carried(out, folder):
     assert status == WRONG and "--full is for adapters" in errors
     assert "not empty" in out(f"{line} -o carried")[2]
     assert "lies in the input" in out(f"{line} -o lora/x")[2]
-    for more, name in (("", "forced"), ("--full", "forced.safetensors")):  # from another base than the alignment's
-        other = f"transport ft.pt lora b.safetensors --alignment pi.safetensors -o {name} {more}"
-        status, _, errors = out(other)
-        assert status == WRONG and "not the state that the alignment was matched from" in errors and not (folder / name).exists()
-        assert out(f"{other} --force")[0] == DONE and (folder / name).exists()
+
+
+@pytest.mark.parametrize("more, name", [("", "forced"), ("--full", "forced.safetensors")])
+def test_an_adapter_is_carried_from_its_own_base_alone(out, folder, more, name):
+    a, b = map(load_state, ("a.safetensors", "b.safetensors"))
+    fxr.match(fxr.Alignment.load("pi.safetensors").spec, a, b).save("matched.safetensors")
+    tensors = {"base_model.model.b.lora_A.weight": torch.randn(2, 8), "base_model.model.b.lora_B.weight": torch.randn(8, 2)}
+    adapter = fxr.Adapter({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["b"]}, tensors)
+    adapter.save(f"lora-of-{name}")
+    line = f"transport n.pt lora-of-{name} b.safetensors --alignment matched.safetensors -o {name} {more}"
+    status, _, errors = out(line)
+    assert status == WRONG and "not the state that the alignment was matched from" in errors and not (folder / name).exists()
+    assert out(f"{line} --force")[0] == DONE and (folder / name).exists()
 
 
 def test_transport_with_an_alignment_needs_no_model(out, folder):
