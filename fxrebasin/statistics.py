@@ -86,8 +86,8 @@ def arrived(spec: Spec, target: State, carried: State, alpha: float) -> dict[str
     return result
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to(wide(tensor.dtype))
+def _wide(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    return tensor.detach().to(wide(tensor.dtype, dtype or tensor.dtype))
 
 
 def _deviation(spec: Spec, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -101,16 +101,20 @@ def _alive(deviation: torch.Tensor) -> torch.Tensor:
 # ---- pooled ----------------------------------------------------------------------------------------------
 
 
-def pooled(spec: Spec | None, states: list[State], weights: list[float]) -> dict[str, torch.Tensor]:
+def pooled(spec: Spec | None, states: list[State], weights: list[float],
+           dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """Mean and variance (or deviation) of what several states saw together: the variance within, and that between
-    their means. Divisors that are no deviations, since some are negative, are left out."""
+    their means. Divisors that are no deviations, since some are negative, are left out.
+
+    dtype  in which all of it is formed, if that is wider than float32 and what the states have
+    """
     shapes = {name: tuple(t.shape) for name, t in states[0].items()
               if isinstance(t, torch.Tensor) and t.is_floating_point()}
     beside = statistics_of(spec, shapes)
     means = {variance: mean for mean, variance in beside.items() if variance is not None}
     found = {}
     for name in beside:
-        first, *_ = every = [_wide(state[name]).to(states[0][name].device) for state in states]
+        first, *_ = every = [_wide(state[name], dtype).to(states[0][name].device) for state in states]
         squared = _role(spec, name) == DEVIATION
         if squared:
             if any(bool((x < 0).any()) for x in every):
@@ -118,7 +122,7 @@ def pooled(spec: Spec | None, states: list[State], weights: list[float]) -> dict
             first, *_ = every = [x.square() for x in every]
         mean = sum((w * x for w, x in zip(weights, every)), torch.zeros_like(first))
         if name in means:
-            centres = [_wide(state[means[name]]).to(first.device) for state in states]
+            centres = [_wide(state[means[name]], dtype).to(first.device) for state in states]
             centre = sum((w * x for w, x in zip(weights, centres)), torch.zeros_like(first))
             mean = mean + sum((w * (x - centre).square() for w, x in zip(weights, centres)), torch.zeros_like(first))
         found[name] = mean.sqrt() if squared else mean

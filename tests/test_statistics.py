@@ -142,6 +142,41 @@ def test_weights_count_in_the_pool():
     assert torch.allclose(merged["1.running_mean"], mean) and torch.allclose(merged["1.running_var"], variance)
 
 
+def far_apart(dtype: torch.dtype, size: float) -> list[dict[str, torch.Tensor]]:
+    """Two states: each running variance is small, and the one between their means is size ** 2."""
+    return [{"n.weight": torch.full((2,), sign * 0.5, dtype=dtype), "n.steps": torch.tensor(3),
+             "n.running_mean": torch.full((2,), sign * size, dtype=dtype),
+             "n.running_var": torch.ones(2, dtype=dtype)} for sign in (1, -1)]
+
+
+@pytest.mark.parametrize("dtype, size, wider", [(torch.float16, 300.0, torch.float32), (torch.float32, 1e20, torch.float64)])
+def test_what_leaves_the_range_when_merged_is_refused_by_name(dtype, size, wider):
+    states = far_apart(dtype, size)
+    for key, state in enumerate(states):
+        state["n.running_var"] += key  # else they agree, and are taken as they are
+    with pytest.raises(fxr.StateError, match=rf"'n.running_var': merged, it leaves the range of {dtype}: give dtype={wider}"):
+        fxr.merge(states)
+    merged = fxr.merge(states, dtype=wider)
+    assert {tensor.dtype for tensor in merged.values()} == {wider, torch.int64}
+    assert torch.allclose(merged["n.running_var"], torch.full((2,), 1.5 + size ** 2, dtype=wider))
+    steep = [{"w": torch.full((2,), value, dtype=dtype)} for value in (torch.finfo(dtype).max, 0.0)]
+    with pytest.raises(fxr.StateError, match=f"'w': merged, it leaves the range of {dtype}"):
+        fxr.merge(steep, [3, -1])
+    assert fxr.merge(steep, [3, -1], dtype=wider)["w"].isfinite().all()
+
+
+def test_a_narrower_dtype_holds_for_what_all_states_share_too():
+    states = far_apart(torch.float32, 1.0)
+    merged = fxr.merge(states, dtype=torch.bfloat16)
+    assert {name: tensor.dtype for name, tensor in merged.items()} == {
+        name: torch.int64 if name == "n.steps" else torch.bfloat16 for name in states[0]}
+    shared = [{"w": torch.full((2,), 1e6)}] * 2
+    with pytest.raises(fxr.StateError, match="'w': merged, it leaves the range of torch.float16"):
+        fxr.merge(shared, dtype=torch.float16)
+    masks = [{"mask": torch.tensor([-torch.inf, float(k)])} for k in range(2)]
+    assert fxr.merge(masks)["mask"].tolist() == [-torch.inf, 0.5]
+
+
 def test_what_all_states_share_is_taken_as_it_is():
     third = torch.full((3,), 0.1)
     states = [{"pe": third.clone(), "mask": torch.tensor([-torch.inf, 0.0]), "n": torch.tensor(k)} for k in range(3)]
