@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FORMAT = "fxrebasin-spec-1"
 FIELDS = ("groups", "pinned", "sizes", "reasons", "layouts", "shapes", "ties", "passed", "outputs", "unruled", "notes",
-          "stacks", "assumptions", "evidence", "roles", "numbers", "folds", "inputs", "skips")
+          "stacks", "assumptions", "evidence", "roles", "numbers", "folds", "rewrites", "inputs", "skips")
 NOT_A_SPEC = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError)
 
 
