@@ -70,6 +70,10 @@ class Alignment:
         made.source, made.target = source, target
         return made
 
+    def __reduce__(self):
+        own = {name: array.copy() for name, array in self.permutations.items()}
+        return _again, (self.spec, own, self.objective, self.method, self.source, self.target)
+
     # ------------------------------------------------------------------------------------------------------- applying
 
     def apply(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -253,6 +257,12 @@ class Alignment:
         except (SafetensorError, SpecError, KeyError, ValueError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"cannot read the alignment {path}: {reason}: is it complete and an alignment?") from None
+
+
+def _again(spec: Spec, permutations: dict[str, np.ndarray], objective: float | None, method: str | None,
+           source: str | None, target: str | None) -> Alignment:
+    """An alignment that another process has sent."""
+    return Alignment(spec, permutations, objective=objective, method=method, source=source, target=target)
 
 
 def _in_one_order(content: bytes) -> bytes:

@@ -49,8 +49,8 @@ class Parts:
             result.setdefault(tensor, {})[axis] = reason
         return result
 
-    def alignment(self, *parts: str) -> Alignment:
-        """The alignment of a state that has the tensors of these parts alone."""
+    def alignment(self, *parts: str, passed: Sequence[str] = ()) -> Alignment:
+        """The alignment of a state that has the tensors of these parts alone, and some that are passed through."""
         spec, names = self.spec, {name for part in parts for name in (part, *self.names[part])}
         layouts = {part: spec.layouts[part] for part in parts}
         factors = {factor for blocks in layouts.values() for block in blocks for axis in block for factor in axis.factors}
@@ -67,7 +67,7 @@ class Parts:
             ties={name: spec.ties[name] for name in names if name in spec.ties},
             stacks={stack: inner for part in parts for stack, inner in _below(spec, part).items()},
             roles={name: spec.roles[name] for name in names if name in spec.roles},
-            passed=(), outputs={}, unruled={}, notes=(), numbers={})
+            passed=tuple(passed), outputs={}, unruled={}, notes=(), numbers={})
         return Alignment(own, {name: self._alignment.permutations[name] for name in groups})
 
 

@@ -15,7 +15,7 @@ ROOT = Path(fxrebasin.__file__).parent
 # A module may import those before it. `infer` makes a Spec, so the values of spec.py come first. `check` tries
 # the rules out on real tensors: it stands on the finished parts, and the rules do not know it.
 ORDER = ("errors", "draft", "capture", "factors", "rules", "spec", "evaluate", "reroll", "rewrite", "passes", "infer", "alignment", "parts",
-         "fingerprint", "statistics", "check", "match", "transport", "curves", "checkpoint", "verify", "show", "report", "demo", "cli",
+         "fingerprint", "statistics", "check", "match", "transport", "curves", "checkpoint", "shards", "verify", "show", "report", "demo", "cli",
          "__main__")
 STRANGERS = {("factors", "capture"), ("capture", "factors"), ("rules", "capture"), ("evaluate", "factors"), ("evaluate", "rules"),
              ("evaluate", "spec")}  # nothing of each other

@@ -112,6 +112,10 @@ class Stored(Mapping[str, Tensor]):
         """Bytes of all tensors."""
         return sum(map(self.form.bytes, self))
 
+    def __reduce__(self):
+        """Another process opens the files anew, where it sees them under the same path."""
+        return type(self), (os.path.abspath(self.path), self._mapped, False)
+
     def close(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +84,9 @@ class Writer:
     resembled.
     """
 
-    def __init__(self, given: Plan, draft: Path):
-        self.plan, self.draft, self.left = given, draft, []
+    def __init__(self, given: Plan, draft: Path, only: Path | None = None):
+        """`only`: the one file of the plan is written there, whatever its name."""
+        self.plan, self.draft, self.left, self._only = given, draft, [], only
         self._names: dict[str, list[str]] = {}
         for name, file in given.files.items():
             self._names.setdefault(file, []).append(name)
@@ -93,7 +94,7 @@ class Writer:
         self._held: dict[str, State] = {}
         self._cast: dict[tuple, Tensor] = {}
         self._open: dict[str, tuple[int, Header]] = {}
-        if given.as_folder:
+        if given.as_folder and only is None:
             draft.mkdir()
         self._chunks = ChunkWriter(draft, given.form.wrapper) if given.form and given.kind == "distributed" else None
 
@@ -111,6 +112,10 @@ class Writer:
             descriptor, header = self._file(file)
             write_tensor(descriptor, header.entries[name], cast(name, tensor, blank.dtype))
 
+    def leave(self, names: Iterable[str]) -> None:
+        """These tensors are written by somebody else."""
+        self._waiting.difference_update(names)
+
     def finish(self, card: str = "") -> None:
         """Index and all else that a folder has. Raises CheckpointError if tensors are missing."""
         assert not self._waiting, f"nothing was put for {sorted(self._waiting)[:3]}"
@@ -126,7 +131,7 @@ class Writer:
             (self.draft / form.index).write_text(text, encoding="utf-8")
 
     def _place(self, file: str) -> Path:
-        return self.draft / file if self.plan.as_folder else self.draft
+        return self._only or self.draft / file if self.plan.as_folder else self.draft
 
     def _file(self, file: str) -> tuple[int, Header]:
         """The open safetensors file of this name."""

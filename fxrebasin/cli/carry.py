@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
@@ -15,12 +16,15 @@ from ..alignment import Alignment
 from ..checkpoint import is_adapter, load_adapter, plan, save_adapter, writing
 from ..errors import SpecError
 from ..parts import Parts, applied
+from ..shards import Make, divisible, write_shards
 from ..spec import Spec
 from ..spec.dtypes import DTYPES
 from ..statistics import WAYS as STATISTICS
 from ..transport import Adapter, Alphas, Merged, WeightedSum, transport_adapter, transported
+from ..transport.by_part import carried_parts, check_carried
 from ..transport.mismatched import WAYS as MISMATCHED
 from .changed import changed_by
+from .engine import engine, engine_options
 from .command import find
 from .file import Checkpoint, card, claim, opened, read
 from .group import commands
@@ -37,39 +41,65 @@ from .speech import answer, note
 @click.argument("checkpoint")
 @output_option("The checkpoint to write.")
 @extra_option
+@engine_options
 @json_option
-def apply(alignment: str, checkpoint: str, output: str, ignore_extra: bool, as_json: bool) -> None:
+def apply(alignment: str, checkpoint: str, output: str, ignore_extra: bool, as_json: bool, workers: int | None,
+          dask: str | None) -> None:
     """Permute CHECKPOINT by the file ALIGNMENT; the result is stored as CHECKPOINT is."""
     claim(output, alignment, checkpoint, like=checkpoint)
     with opened(Alignment.load(alignment), (checkpoint,), ignore_extra) as (loaded, (stored,)):
         moved = sum(loaded.moved.values())
         text = card(f"The weights of `{checkpoint}`, permuted: the same function, number for number up to rounding.",
                     loaded.spec, {"alignment": f"`{alignment}`", "elements moved": f"{moved:,}"})
-        write("apply", applied(loaded, stored), stored, output, text)
+        with engine(workers, dask) as executor:
+            write("apply", applied(loaded, stored), stored, output, text,
+                  shared=executor and (executor, partial(_apply, stored), loaded))
     answer({"moved": moved, "output": output}, f"{moved:,} elements moved; written: {output}", as_json)
 
 
+def _apply(stored: Mapping[str, Tensor], alignment: Alignment) -> Iterable[tuple[str, Tensor]]:
+    return applied(alignment, stored)
+
+
+def _transport(states: Sequence[Mapping[str, Tensor]], alphas: Alphas, options: dict[str, Any],
+               alignment: Alignment) -> Iterable[tuple[str, Tensor]]:
+    return carried_parts(*states, alignment, alphas, **options)
+
+
 def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Checkpoint, output: str, text: str,
-          changed: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:
+          changed: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None,
+          shared: tuple[Executor, Make, Alignment] | None = None) -> None:
     """Writes tensors of the model as they come, in the form of `like` and under its names.
 
     changed  names in the file of what it does not have, or has in another shape -> that shape, on the meta device
     dtype    in which floating-point tensors are stored; by default as `like` stores them
+    shared   an executor, what makes the tensors of a part of an alignment, and the alignment: shards are its tasks
     """
     form = like.form.widened(dtype)
     blank = form.blank() | dict(changed or {})
-    with writing(plan(output, blank, form)) as writer, counting(what, like.stored.size) as advance:
+    found = plan(output, blank, form)
+    if dtype is not None and form.folder is not None:
+        note(f"{output} is written in {dtype}, and what else is in the folder is copied from TARGET: load it with that "
+             "dtype, whatever its configuration says")
+    if shared and not changed and divisible(found, like.fit):
+        with counting(what, like.stored.size) as advance:
+            executor, make, alignment = shared
+            _said(output, write_shards(make, alignment, like.fit, found, executor, text, advance))
+        return
+    if shared:
+        note("one process writes it: the output is one file, or made of others of which it needs several at once")
+    with writing(found) as writer, counting(what, like.stored.size) as advance:
         for name, tensor in like.fit.undo(tensors):
             if name in blank:
                 writer.put(name, tensor)
                 advance(form.bytes(name) if name in form.files else 0)
         writer.finish(text)
-    if dtype is not None and form.folder is not None:
-        note(f"{output} is written in {dtype}, and what else is in the folder is copied from TARGET: load it with that "
-             "dtype, whatever its configuration says")
-    if writer.left:
-        note(f"left out of {output}: {'; '.join(writer.left[:3])}"
-             + (f" and {len(writer.left) - 3} more" if len(writer.left) > 3 else ""))
+    _said(output, writer.left)
+
+
+def _said(output: str, left: Sequence[str]) -> None:
+    if left:
+        note(f"left out of {output}: {'; '.join(left[:3])}" + (f" and {len(left) - 3} more" if len(left) > 3 else ""))
 
 
 # ---- transport ---------------------------------------------------------------------------------------------
@@ -105,12 +135,13 @@ def write(what: str, tensors: Iterable[tuple[str, Tensor]], like: Checkpoint, ou
 @input_option
 @matching_options
 @extra_option
+@engine_options
 @json_option
 @click.pass_context
 def transport_command(context: click.Context, paths: tuple[str, ...], output: str, alphas: tuple[Any, ...],
                       taus: tuple[tuple[str, float], ...], samples: str | None, keep: str | None, given: str | None,
                       mismatched: str, statistics: str, dtype: str | None, force: bool, full: bool, inputs: tuple[str, ...],
-                      ignore_extra: bool, as_json: bool, **how: Any) -> None:
+                      ignore_extra: bool, as_json: bool, workers: int | None, dask: str | None, **how: Any) -> None:
     """Carry a fine-tuning over: TARGET + alpha * pi(FINETUNED - BASE), stored as TARGET is.
 
     FINETUNED may be the folder of an adapter (PEFT, LoRA); then an adapter for TARGET is written.
@@ -156,7 +187,15 @@ def transport_command(context: click.Context, paths: tuple[str, ...], output: st
         with opened(alignment, (base, finetuned, target), ignore_extra, model, mismatched) as (alignment, stored):
             carried = transported(*stored, alignment, alpha, statistics=statistics, mismatched=mismatched, force=force,
                                   dtype=to)
-            write("transport", carried, stored[2], output, section, changed_by(alignment.spec, *stored, mismatched), to)
+            changed = changed_by(alignment.spec, *stored, mismatched)
+            with engine(workers, dask) as executor:
+                shared = None
+                if executor and mismatched == "error":
+                    alphas = alpha if isinstance(alpha, Alphas) else Alphas(alpha)
+                    check_carried(*stored, alignment, alphas, force)
+                    options = {"statistics": statistics, "dtype": to}
+                    shared = executor, partial(_transport, stored, alphas, options), alignment
+                write("transport", carried, stored[2], output, section, changed, to, shared)
     answer(data, f"{text}; {said}; written: {output}", as_json)
 
 

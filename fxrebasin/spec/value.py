@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from types import MappingProxyType
 
@@ -71,6 +71,10 @@ class Spec:
     def __post_init__(self):
         for name in _MAPPINGS:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __reduce__(self):
+        given = (getattr(self, each.name) for each in fields(self))
+        return Spec, tuple(dict(value) if isinstance(value, MappingProxyType) else value for value in given)
 
     # ------------------------------------------------------------------------------------------------ asking about it
 

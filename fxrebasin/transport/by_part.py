@@ -25,9 +25,21 @@ def transported(base: State, finetuned: State, target: State, alignment: Alignme
     """What `transport` gives, entry by entry; of each state only one part is asked for at a time. `alpha` may be one
     for each tensor."""
     alphas = alpha if isinstance(alpha, Alphas) else Alphas(alpha)
+    check_carried(base, finetuned, target, alignment, alphas, options.get("force", False))
+    yield from carried_parts(base, finetuned, target, alignment, alphas, **options)
+
+
+def check_carried(base: State, finetuned: State, target: State, alignment: Alignment, alphas: Alphas,
+                  force: bool = False) -> None:
+    """What can be said before anything is carried. Raises StateError."""
     alphas.check(list(alignment.spec.names))
     note_outside(alignment.spec, "transport")
-    check_pair(alignment, base, finetuned, target, force=options.get("force", False))
+    check_pair(alignment, base, finetuned, target, force=force)
+
+
+def carried_parts(base: State, finetuned: State, target: State, alignment: Alignment, alphas: Alphas,
+                  **options: Any) -> Iterator[tuple[str, Tensor]]:
+    """`transported` for states and an alignment that have been looked at, which may be a part of a larger one."""
     parts = Parts(alignment)
     sets = _together(parts, base, finetuned, options.get("mismatched", "error"))
     for some in sets:
