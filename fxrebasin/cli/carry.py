@@ -163,6 +163,9 @@ def transport_command(context: click.Context, paths: tuple[str, ...], output: st
     if dtype and (samples or alpha == "auto" or adapter and not full):
         raise click.UsageError("--dtype is for sums that are written as a checkpoint: what is fitted to --inputs has "
                                "TARGET's dtypes, and a carried adapter its own: leave --dtype out", context)
+    if (workers or dask) and (samples or taus or adapter or mismatched != "error"):
+        raise click.UsageError("--workers and --dask share out the files of a checkpoint: with --inputs, --tau, an adapter or "
+                               "--mismatched one process does it all: leave them out", context)
     to = DTYPES[dtype] if dtype else None
     inside = model if model and os.path.isdir(model) else None
     claim(output, base, *([path for path, _ in taus] or [finetuned]), target, given, samples, keep, inside,
