@@ -133,6 +133,52 @@ def test_a_read_that_no_tracer_sees_is_found_and_pinned_by_name():
     assert "graph and module agree at other numbers, but for those of w" in spec.evidence
 
 
+CHOICES = {
+    "a place": lambda h, w: h[:, int(w.argmax())].unsqueeze(-1),
+    "item": lambda h, w: h[:, w.argmax().item()].unsqueeze(-1),
+    "a branch": lambda h, w: h[:, :1] if w.sum() > 0 else h[:, 1:2],
+    "an order": lambda h, w: h[:, sorted(range(6), key=w.tolist().__getitem__)[0] :][:, :1],
+    "how many": lambda h, w: h[:, : 1 + int(10 * w.abs().sum()) % 3].sum(-1, keepdim=True),
+}
+
+
+class Chosen(nn.Module):
+    def __init__(self, choice):
+        super().__init__()
+        self.a, self.w, self.o = nn.Linear(5, 6), nn.Parameter(torch.randn(6)), nn.Linear(6, 3)
+        self.choice = choice
+
+    def forward(self, x):
+        h = relu(self.a(x))
+        return self.o(h) + self.choice(h, self.w)
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_a_way_chosen_by_the_state_holds_for_its_numbers_alone(case):
+    torch.manual_seed(0)
+    model = Chosen(CHOICES[case])
+    spec = fxr.infer(model, X.float())
+    assert any(note.startswith("forward chooses its way by the numbers of w") for note in spec.notes)
+    assert spec.pinned["w", 0] and not spec.assumptions
+    state = model.state_dict()
+    moved = spec.random(0).apply(state)
+    assert torch.equal(moved["w"], state["w"])
+    with torch.no_grad():
+        expected = model(X.float())
+        model.load_state_dict(moved)
+        torch.testing.assert_close(model(X.float()), expected)
+    with pytest.raises(fxr.StateError, match="'w' .parameter. holds other numbers"):
+        spec.random(0).apply({**state, "w": 1.5 * state["w"]})
+
+
+@pytest.mark.parametrize("case, function", {"float": lambda w: float(w[0]), "norm": lambda w: w.norm().item()}.items())
+def test_a_number_read_that_chooses_nothing_is_assumed_to_choose_nothing(case, function):
+    spec = fxr.infer(Chosen(lambda h, w: function(w) * h.sum(-1, keepdim=True)), X.float())
+    assert spec.assumptions == ("forward reads numbers of w, and goes the same way for those of any state",)
+    state = Chosen(None).state_dict()
+    assert set(spec.random(0).apply({**state, "w": 1.5 * state["w"]})) == set(state)
+
+
 def test_agreement_is_said():
     assert "graph and module agree at a second random state" in fxr.infer(Net(READS["data"][0]), X).evidence
 

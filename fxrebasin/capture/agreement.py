@@ -7,14 +7,16 @@ and other inputs of the same shapes, graph and module then differ.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensor
+from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from .effort import multiplications
@@ -31,6 +33,7 @@ FOR_EACH = 10_000_000
 # what was baked in is off by the size of the output.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 COARSE = 0.05  # of 16 bits
+SCALES = (1, -1, 3, -0.3)  # of other states, where a branch was chosen by the state; the first is any other comparison's
 
 
 class Unknown(Exception):
@@ -38,18 +41,88 @@ class Unknown(Exception):
 
 
 def compared(
-    program: Program, model: nn.Module, args: tuple, kwargs: dict[str, Any], inputs: Mapping[str, Tensor]
+    program: Program,
+    model: nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    inputs: Mapping[str, Tensor],
+    again: Callable[[nn.Module], Program],
 ) -> Program:
     """The program, with what graph and module do not agree on pinned, and `agreement` that says what was
     compared.
 
+    again  captures a copy of the module with other numbers, without comparing
     Raises CaptureError if they differ, and it is not clear by what.
     """
     try:
         _check_reach(program, [*model.parameters(), *model.buffers(), *inputs.values()])
-        return _accepted(program, Pair(program, model, args, kwargs, inputs))
+        pair = Pair(program, model, args, kwargs, inputs)
+        return _held_to_state(_accepted(program, pair), model, pair, again)
     except Unknown as unknown:
-        return replace(program, agreement=f"graph and module were not compared at other numbers: {unknown}")
+        said = replace(program, agreement=f"graph and module were not compared at other numbers: {unknown}")
+        return _held_to_state(said, model, None, again)
+
+
+def _held_to_state(
+    program: Program, model: nn.Module, pair: Pair | None, again: Callable[[nn.Module], Program]
+) -> Program:
+    """The program, for the numbers alone that a recorded branch was chosen by: of states, without any input.
+    Where several other states are seen to lead to the same graph, that all do is assumed."""
+    names = _chosen_by(program)
+    if not names:
+        return program
+    if pair is not None and all(_chosen_alike(program, pair, names, draw, again) for draw in range(len(SCALES))):
+        text = f"forward reads numbers of {_listed(names)}, and goes the same way for those of any state"
+        return replace(program, assumed=(*program.assumed, text))
+    entries = model.state_dict()
+    note = (
+        f"forward chooses its way by the numbers of {_listed(names)}: what is found holds for states with the "
+        "same ones alone; choose by what a module is made of, or compute with the tensor itself"
+    )
+    decided = {name: entries[name].detach().clone() for name in names}
+    return replace(program, decided=decided, notes=(*program.notes, note))
+
+
+def _chosen_alike(
+    program: Program, pair: Pair, names: Sequence[str], draw: int, again: Callable[[nn.Module], Program]
+) -> bool:
+    """Whether other numbers of the state lead to the same graph, but for the numbers read."""
+    if pair.agree([*pair.names, *names], draw):
+        return True
+    with pair.others(frozenset(names), torch.Generator().manual_seed(draw), draw) as module:
+        try:
+            return _text(again(module)) == _text(program)
+        except Exception:  # noqa: BLE001 - the user's code can raise anything
+            return False
+
+
+def _text(program: Program) -> list[str]:
+    """A graph without its floating-point numbers."""
+    masked = [pytree.tree_map_only(float, lambda _: 0.0, (node.args, node.kwargs)) for node in program.module.graph.nodes]
+    return [f"{node.op} {node.target if node.op == 'call_function' else ''} {args}"
+            for node, args in zip(program.module.graph.nodes, masked)]
+
+
+def _chosen_by(program: Program) -> list[str]:
+    """The entries of the state that recorded decisions depend on, of those that depend on no input."""
+    names: dict[str, None] = {}
+    for output in program.outputs:
+        if output.kind == "decision" and output.node is not None:
+            found = [program.sources[node.name] for node in _before(output.node) if node.name in program.sources]
+            if all(source.kind != "input" for source in found):
+                names.update(dict.fromkeys(source.name for source in found if source.name in program.state))
+    return list(names)
+
+
+def _before(node: fx.Node) -> set[fx.Node]:
+    """A node and all that it depends on."""
+    seen: set[fx.Node] = set()
+    left = [node]
+    while left:
+        if (node := left.pop()) not in seen:
+            seen.add(node)
+            left += node.all_input_nodes
+    return seen
 
 
 def _check_reach(program: Program, tensors: Sequence[Tensor]) -> None:
@@ -175,15 +248,15 @@ class Pair:
         self.names = [name for name in program.state if name not in chosen_by and name not in program.ties]
         self.names += [f"input {path}" for path in inputs if path not in chosen_by]
 
-    def agree(self, names: Iterable[str]) -> bool:
+    def agree(self, names: Iterable[str], draw: int = 0) -> bool:
         """Whether both give the same, with other numbers in the tensors of these names."""
-        return self.agreements(names, calls=1)[0]
+        return self.agreements(names, 1, draw)[0]
 
-    def agreements(self, names: Iterable[str], calls: int) -> list[bool]:
+    def agreements(self, names: Iterable[str], calls: int, draw: int = 0) -> list[bool]:
         """The same for each of some calls, one after the other, with other inputs each time."""
         return [
             len(ours) == len(theirs) and all(map(_same, ours, theirs))
-            for ours, theirs in self._both(frozenset(names), calls)
+            for ours, theirs in self._both(frozenset(names), calls, draw)
         ]
 
     def repeats(self) -> bool:
@@ -191,16 +264,13 @@ class Pair:
         (_, first), (_, second) = (self._both(frozenset(self.names), 1)[0] for _ in range(2))
         return all(map(_same, first, second))
 
-    def _both(self, names: frozenset[str], calls: int) -> list[tuple[list[Tensor], list[Tensor]]]:
+    def _both(
+        self, names: frozenset[str], calls: int, draw: int = 0
+    ) -> list[tuple[list[Tensor], list[Tensor]]]:
         """The outputs of the graph, and of a copy of the module, for each call."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(draw)
         results = []
-        with tracing_copy_of(self.model, {}, share=False) as module, torch.random.fork_rng(devices=[]):
-            if module is self.model:
-                raise Unknown("the module cannot be copied")
-            for name, tensor in module.state_dict(keep_vars=True).items():
-                if name in names:
-                    _change(tensor.detach(), generator)
+        with self.others(names, generator, draw) as module, torch.random.fork_rng(devices=[]):
             for _ in range(calls):
                 inputs = {
                     path: _other(tensor, generator) if f"input {path}" in names else tensor.clone()
@@ -212,6 +282,17 @@ class Pair:
                 ours = self._graph(held, inputs)  # first: forward may write to what it holds
                 results.append((ours, self._module(module, inputs)))
         return results
+
+    @contextlib.contextmanager
+    def others(self, names: frozenset[str], generator: torch.Generator, draw: int) -> Iterator[nn.Module]:
+        """A copy of the module with other numbers in the entries of these names."""
+        with tracing_copy_of(self.model, {}, share=False) as module:
+            if module is self.model:
+                raise Unknown("the module cannot be copied")
+            for name, tensor in module.state_dict(keep_vars=True).items():
+                if name in names:
+                    _change(tensor.detach(), generator, SCALES[draw])
+            yield module
 
     def _module(self, module: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
         memo: dict[int, Any] = {id(old): inputs[path].clone() for path, old in self.inputs.items()}
@@ -234,10 +315,11 @@ class Pair:
         return [value for output, value in zip(tensors, values) if output.kind == "returned"]
 
 
-def _change(tensor: Tensor, generator: torch.Generator) -> None:
+def _change(tensor: Tensor, generator: torch.Generator, scale: float = 1) -> None:
     """Other numbers in the same memory."""
     try:
-        tensor.copy_(_other(tensor, generator))
+        other = _other(tensor, generator)
+        tensor.copy_(scale * other if other.is_floating_point() or other.is_complex() else other)
     except (RuntimeError, NotImplementedError) as error:  # quantised, sparse, expanded
         raise Unknown(f"a tensor cannot be given other numbers ({type(error).__name__})") from error
 

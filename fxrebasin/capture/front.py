@@ -47,7 +47,8 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: Any = None) -> P
         return _from_module(model, *arguments(example_inputs))
 
 
-def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
+def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any], alone: bool = False) -> Program:
+    """`alone`: without a comparison of graph and module at other numbers."""
     signature = signature_of(model)
     given = inputs_of(signature, args, kwargs)
     once = {id(tensor): (path, tensor) for path, tensor in reversed(given.items())}  # under its first path
@@ -57,6 +58,10 @@ def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Progr
     stand_ins = stand_ins_for(held.values())
     originals = {id(stand_in): held[key] for key, stand_in in stand_ins.items()}
     names = Names(model.state_dict(keep_vars=True), originals)
+
+    def again(other: nn.Module) -> Program:
+        return _from_module(other, args, kwargs, alone=True)
+
     fakes = {path: stand_ins.get(id(tensor), tensor) for path, tensor in inputs.items()}
     with tracing_copy_of(model, stand_ins) as traced:
         call = _Call(traced, args, kwargs, inputs, refuse_read)
@@ -64,7 +69,7 @@ def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Progr
             exported = _export(call, fakes)
             aside = Aside(call.assigned)
             program = program_of(exported, names, list(inputs), call.leaves, "export", signature, aside)
-            return compared(program, model, args, kwargs, inputs)
+            return program if alone else compared(program, model, args, kwargs, inputs, again)
         except Exception as error:  # noqa: BLE001 - the tracer and the user's code can raise anything
             refusal = error
     with tracing_copy_of(model, stand_ins, share=False) as traced:
@@ -76,7 +81,7 @@ def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Progr
             aside = Aside(replay.assigned, replay.decisions, (remark,), tuple(held_by(traced)))
             exported = _export(replay, fakes)
             program = program_of(exported, names, list(inputs), replay.leaves, "recorded", signature, aside)
-            return compared(program, model, args, kwargs, inputs)
+            return program if alone else compared(program, model, args, kwargs, inputs, again)
         except Exception as error:  # noqa: BLE001
             raise CaptureError(explanation(call, fakes, refusal, error)) from refusal
 

@@ -53,6 +53,8 @@ def joined(programs: Sequence[Program]) -> Program:
         notes=notes,
         agreement="; ".join(agreements),
         deciding=tuple(deciding),
+        decided={name: held for program in programs for name, held in program.decided.items()},
+        assumed=tuple(dict.fromkeys(text for program in programs for text in program.assumed)),
         front_end=front_end,
     )
 

@@ -58,6 +58,9 @@ class Program:
     kinds      name in `state_dict()` -> what the module registered it as: "parameter", "buffer", "integer"
                (booleans too), "extra"; empty if there was no module to ask
     deciding   names of the entries and inputs that a recorded branch was chosen by
+    decided    entries of the state by whose numbers, without any input, a recorded branch was chosen, where
+               other numbers may choose another -> their numbers: the graph is that of the module for these alone
+    assumed    what the graph takes for granted of states, in sentences
     agreement  how graph and module were compared at other numbers, in a sentence; "" if they were not
     """
     module: fx.GraphModule
@@ -71,6 +74,8 @@ class Program:
     signature: inspect.Signature | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)
     deciding: tuple[str, ...] = ()
+    decided: Mapping[str, Tensor] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
     agreement: str = ""
 
     def where(self, node: fx.Node) -> str:

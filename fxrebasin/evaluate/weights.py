@@ -37,8 +37,8 @@ def draw_state(program: Program, seed: int, like: Mapping[str, Any] | None = Non
     for name, shape in program.state.items():
         if name in program.ties:
             continue
-        own = _known(like.get(name))
-        if own is not None and (name in keep or _is_mask(own)):
+        own = _known(program.decided.get(name, like.get(name)))  # the graph is the module's for these numbers alone
+        if own is not None and (name in keep or name in program.decided or _is_mask(own)):
             drawn[name] = own.clone()
             continue
         numbers = _draw(shape, own, name in positive, gain, generator)

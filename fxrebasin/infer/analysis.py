@@ -259,8 +259,9 @@ class Analysis:
 
     def _assumptions(self) -> tuple[str, ...]:
         """What was taken for granted of axes that are free in the end."""
-        return tuple(dict.fromkeys(text for call in self.made for axis, text in call.assumed
-                                   if any(not atom.pinned for block in axis.blocks for atom in block.atoms())))
+        relied = (text for call in self.made for axis, text in call.assumed
+                  if any(not atom.pinned for block in axis.blocks for atom in block.atoms()))
+        return tuple(dict.fromkeys((*self.program.assumed, *relied)))
 
     # ----------------------------------------------------------------------------------------------- reading the spec
 
@@ -282,6 +283,9 @@ class Analysis:
                 continue
             self._pin(value, _REASONS[output.kind].format(output.path))
         settle(self.factors, [each for call in self.made for each in call.unordered], self.state.values())
+        for name in program.decided:
+            if name in self.state:
+                self._pin(self.state[name], f"forward chooses its way by the numbers of {name}")
         self._unused()
         spec = Reader(self.state, free_outputs).spec(program, self.unruled)
         spec = replace(spec, folds=folds(program, self.values, spec))
@@ -308,11 +312,13 @@ def _tells(value: Value) -> bool:
 
 
 def numbers_of(program: Program, read: Iterable[fx.Node] | None = None) -> dict[str, str]:
-    """Entry of integers or booleans -> a hash of its numbers, for those that some nodes (all by default) stand for."""
+    """Entry of integers or booleans -> a hash of its numbers, for those that some nodes (all by default) stand for; and
+    those by which forward chose its way."""
     nodes = program.module.graph.nodes if read is None else read
     sources = [program.sources[node.name] for node in nodes if node.name in program.sources]
     found = {source.name: digest_of(source.value) for source in sources if source.name in program.passed}
-    return {name: found[name] for name in program.passed if found.get(name)}
+    chosen_by = {name: digest_of(held) for name, held in program.decided.items()}
+    return {name: digest for name, digest in ({n: found.get(n) for n in program.passed} | chosen_by).items() if digest}
 
 
 def _used(node: fx.Node, k: int) -> bool:

@@ -117,8 +117,12 @@ def finite(tensor: torch.Tensor) -> bool:
 
 
 def digest_of(numbers: torch.Tensor) -> str:
-    """A hash of integers or booleans, whatever dtype holds them; "" where they are unknown."""
+    """A hash of numbers, whatever dtype holds them; "" where they are unknown."""
     if not isinstance(numbers, torch.Tensor) or numbers.device.type == "meta":
         return ""
-    held = numbers.detach().to("cpu", torch.int64).contiguous()
+    held = numbers.detach().cpu()
+    whole = held.to(torch.int64) if not held.is_complex() else held
+    if held.is_complex() or not torch.equal(whole.to(held.dtype), held):
+        whole = held.to(torch.complex128 if held.is_complex() else torch.float64)
+    held = whole.contiguous()
     return hashlib.sha256(repr(tuple(held.shape)).encode() + held.numpy().tobytes()).hexdigest()[:16]

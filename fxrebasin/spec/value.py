@@ -41,7 +41,7 @@ class Spec:
     evidence     how the claims were tried before they were returned, in a sentence; "" if they were not
     roles        entry of the state dict -> what it is, one of those in `spec.roles`
     skips        where maps stand on skips, in a spec of residual segments (`infer(..., residual="segmented")`)
-    numbers      entry of integers or booleans on which the analysis relied -> a hash of its numbers
+    numbers      entry on whose numbers the analysis relied, most of integers or booleans -> a hash of them
     folds        gains, and the linear maps that read what they scale
     rewrites     changes of a state that its function does not see, for `fxrebasin.canonicalize`
     inputs       path of an example input -> its shape and dtype, where a module has to be captured again
