@@ -25,6 +25,7 @@ from ..rules import RULES, Call, Uncovered
 from ..spec import Spec
 from ..spec.fit import digest_of
 from .constants import SMALL, Constants, argument, constant, shapes, tensors
+from .decomposition import faithful
 from .distinct import Distinct
 from .indices import Indices
 from .reader import Reader
@@ -192,13 +193,13 @@ class Analysis:
         try:
             mode = next(v.fake_mode for v in values if isinstance(v, FakeTensor))
             with mode, torch.no_grad():
-                inner = make_fx(run, decomposition_table=core_aten_decompositions())(*values).graph
+                parts = make_fx(run, decomposition_table=core_aten_decompositions())(*values)
         except Exception:  # whatever a decomposition raises: there is none for these arguments
             return None
-        if any(inside.target is node.target for inside in inner.nodes):
+        inner, contents = parts.graph, [self.constants.evaluate(place) for place in places]
+        if any(inside.target is node.target for inside in inner.nodes) or not faithful(run, parts, values, contents):
             return None
         self.decomposed.update(dict.fromkeys(inner.nodes, node))
-        contents = [self.constants.evaluate(place) for place in places]
         self.constants.stands_for.update(zip((n for n in inner.nodes if n.op == "placeholder"), places))
         return self._inside(inner, node, [self.values.get(place) for place in places], contents,
                             [place in self.live for place in places])
