@@ -1,37 +1,15 @@
 """What an op without a rule decomposes into is believed only where it does what the op does."""
 
-import pytest
 import torch
-from fuzz_checks import traced
-from torch import nn
+from operator_checks import examined
+from operator_networks import Vocabulary, composed, inputs
 
-import fxrebasin as fxr
 from fxrebasin.infer.decomposition import faithful
 
-MASK = torch.tensor([True, True, True, False])[:, None]
 
-
-class Picked(nn.Module):
-    """Picks columns by places, for a map."""
-
-    def __init__(self, places):
-        super().__init__()
-        self.a, self.o = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(4, 3))
-        self.places = places
-
-    def forward(self, x):
-        return torch.ops.aten._unsafe_masked_index((x @ self.a).t(), MASK, [torch.tensor(self.places)], 0.0).t() @ self.o
-
-
-@pytest.mark.parametrize("places", [[0, 0, 0, 0], [-1, -2, -1, 0], [-6, -6, 0, 3], [1, 4, 4, 2]])
-def test_places_from_the_end_are_not_taken_for_zero(places):
-    torch.manual_seed(0)
-    model, x = Picked(places).double(), torch.randn(7, 5, dtype=torch.double)
-    spec = fxr.infer(traced(model, (x,)), falsify=False)
-    expected = model(x)
-    for seed in range(5):
-        moved = spec.random(seed).apply(model.state_dict())
-        torch.testing.assert_close(torch.func.functional_call(model, moved, x), expected)
+def test_places_from_the_end_are_not_taken_for_zero():
+    """All columns that were picked seemed to be the same one, so that what reads them could be permuted."""
+    assert examined(composed(3305, Vocabulary()), inputs()).kind == "sound"
 
 
 def test_parts_that_differ_from_the_op_are_told():
