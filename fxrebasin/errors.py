@@ -4,6 +4,11 @@ Each message is one line that says what went wrong, where, why, and what to do a
 """
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .verify import Evidence
+
 
 # Headings of docs/errors.md -> words by which a message that belongs there is known. The first that fits counts; a message
 # that none fits belongs to the heading of its class.
@@ -77,7 +82,7 @@ class NotEquivalentError(FxrebasinError):
     `evidence` holds what was measured (see `fxrebasin.verify`).
     """
 
-    def __init__(self, message: str, evidence: object = None):
+    def __init__(self, message: str, evidence: Evidence | None = None):
         super().__init__(message)
         self.evidence = evidence
 

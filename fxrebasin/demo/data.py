@@ -85,8 +85,11 @@ def shipped_test_texts(folder: Path = SHIPPED) -> dict[str, tuple[Tensor, Tensor
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file, it is part of fxrebasin: install the package again")
     with np.load(file, allow_pickle=False) as arrays:
-        return {language: tuple(torch.from_numpy(arrays[f"{language}.{what}"].astype(np.int64)) for what in ("ids", "labels"))
-                for language in ("en", *LANGUAGES)}
+        def pair(language: str) -> tuple[Tensor, Tensor]:
+            ids, labels = (arrays[f"{language}.{what}"].astype(np.int64) for what in ("ids", "labels"))
+            return torch.from_numpy(ids), torch.from_numpy(labels)
+
+        return {language: pair(language) for language in ("en", *LANGUAGES)}
 
 
 def views(kind: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -76,7 +76,7 @@ def fetch(folder: Path) -> None:
 def rows(folder: Path) -> dict[str, list[Row]]:
     """Language -> its rows, in the archive's order; a description that several packages share counts once."""
     lists = folder / "state" / "lists"
-    known = {}
+    known: dict[str, tuple[int, str]] = {}
     for package in _stanzas(_file(lists, "*_Packages")):
         label = CLASS_OF.get(package.get("Section", "").split("/")[-1])
         if label is not None and "Description-md5" in package:

@@ -182,6 +182,8 @@ def equivalence(kind: str, state: State, alignment: fxr.Alignment, x: Tensor) ->
     try:
         evidence, kept = fxr.verify(model, x, alignment), True
     except fxr.NotEquivalentError as error:
+        if error.evidence is None:
+            raise
         evidence, kept = error.evidence, False
     return {"keeps the function": kept, "worst relative error": evidence.max_rel,
             "groups that change it": list(evidence.offending)}

@@ -72,7 +72,8 @@ def encoded(rows: list[debian.Row], tokenizer) -> Part:
 
 def parts(rows: dict[str, list[debian.Row]]) -> dict[str, dict[str, Part]]:
     """Language -> "A", "B" and "test" -> ids and labels: so many texts of a class in each at most, shuffled."""
-    tokenizer, result = pieces(rows), {}
+    tokenizer = pieces(rows)
+    result: dict[str, dict[str, Part]] = {}
     for language, found in rows.items():
         result[language] = {}
         for part in ("A", "B", "test"):
@@ -139,7 +140,7 @@ def accuracies(out: Path, texts: dict[str, dict[str, Part]], seed: int) -> dict:
 
 def ship_texts(out: Path, texts: dict[str, dict[str, Part]]) -> None:
     """Token ids and labels of 2,000 test texts in each language (German has fewer)."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for language, found in texts.items():
         ids, labels = (t[: 2 * EXTRA].numpy() for t in found["test"])
         arrays |= {f"{language}.ids": ids.astype(np.uint16), f"{language}.labels": labels.astype(np.uint8)}

@@ -40,7 +40,8 @@ def match_many(spec: Spec, states: Sequence[State], *, rounds: int = 10, **optio
         for i in range(1, len(states)):
             others = merge([m for k, m in enumerate(moved) if k != i], spec=spec)
             step = match(spec, moved[i], others, **options)
-            if step.objective > match(spec, moved[i], others, method="identity").objective + 1e-7:
+            before = match(spec, moved[i], others, method="identity").objective
+            if step.objective is not None and before is not None and step.objective > before + 1e-7:
                 found[i], moved[i], improved = step @ found[i], step.apply(moved[i]), True
         if not improved:
             break

@@ -66,7 +66,7 @@ def prepared(spec: Spec, source: State, target: State, infinite: Collection[str]
               states
     """
     odd = {name for name in spec.layouts if not {name, *parts_of(spec, name)}.isdisjoint(infinite)}
-    kept = {name: (_places(target[name]),) for name in odd}
+    kept: dict[str, tuple[torch.Tensor, ...]] = {name: (_places(target[name]),) for name in odd}
     kept |= {name: (source[name], target[name]) for name in spec.fixed(source, target)}
     pairs = {name for name in spec.layouts if source[name].is_complex() or target[name].is_complex()}
     held = hold(_paired(spec, pairs), kept)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import string
+from typing import Any
 
 from .call import Call
 from .rule import rule
 
-_MAP = {"distinct": True, "scales": "input bias | weight bias", "whatever": "stride padding dilation output_padding"}
+_MAP: dict[str, Any] = {"distinct": True, "scales": "input bias | weight bias", "whatever": "stride padding dilation output_padding"}
 
 rule("linear.default", "*b i, o i, o -> *b o", **_MAP,
      sample=(lambda T: (T(2, 3, 4), T(5, 4), T(5)), lambda T: (T(4), T(5, 4))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..factors import Value
 from .call import Call
 from .rule import rearrangement
@@ -54,7 +56,7 @@ def recurrent(call: Call):
 
 
 def _row(call: Call, value: Value, k: int) -> Value:
-    return call.factors.permute(call.factors.take(value, 0, [k]), range(1, len(value.shape)))
+    return call.factors.permute(call.factors.take(value, 0, np.array([k])), range(1, len(value.shape)))
 
 
 def _layer(call: Call, time: str, value: Value, weights: list[Value], state: list[Value], gates: int,

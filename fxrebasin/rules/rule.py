@@ -50,7 +50,7 @@ class Rule:
             if self.facts.moves in (True, "same") and value is call.tensors()[0] and dict.get(call.args, "dtype") in _INTEGERS:
                 for result in results:
                     result.points = result.points or value.points
-            elif not any(value is seen for seen in call.looked_up):
+            elif value.points is not None and not any(value is seen for seen in call.looked_up):
                 call.pin(value.points, because="an index into it is computed with")
         return results
 

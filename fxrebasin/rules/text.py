@@ -121,7 +121,7 @@ def _letters(token: str, size: int, sizes: dict[str, int]) -> list[str | None]:
         return [token]
     if size == 1:
         return [None]
-    inner = [x for x in token[1:-1].split() if sizes[x.rstrip("!")] != 1]
+    inner: list[str | None] = [x for x in token[1:-1].split() if sizes[x.rstrip("!")] != 1]
     return inner or [None]
 
 
@@ -136,6 +136,8 @@ def _results(call: Call, operands, outputs: list[list[str]], sizes) -> list[Valu
         if any(x not in known for x in letters):
             value = _insert(call, value, letters, known, output, shape, sizes)
         if any(token.startswith("(") for token in output):
+            if shape is None:
+                raise ValueError("an intermediate has no product of dimensions: give each a letter of its own")
             value = call.factors.reshape(value, shape, call.why)
         results.append(value)
     return results

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from ..factors import Value
@@ -232,7 +234,8 @@ def roll(call: Call):
     return call.factors.reshape(value, shape, call.why)
 
 
-_MODES = {"constant": None, "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # in numpy's words
+_Mode = Literal["reflect", "edge", "wrap"]  # in numpy's words
+_MODES: dict[str, _Mode | None] = {"constant": None, "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 @rearrangement("pad.default constant_pad_nd.default reflection_pad1d.default reflection_pad2d.default "
@@ -245,15 +248,17 @@ _MODES = {"constant": None, "reflect": "reflect", "replicate": "edge", "circular
 def pad(call: Call):
     value = call.args["self"]
     name = call.op.split(".")[1]
-    mode = "reflect" if "reflect" in name else "edge" if "replic" in name else _MODES[call.args.get("mode", "constant")]
-    amounts = call.args.get("pad", call.args.get("padding"))
+    mode: _Mode | None = "reflect" if "reflect" in name else "edge"
+    if not ("reflect" in name or "replic" in name):
+        mode = _MODES[call.args.get("mode", "constant")]
+    amounts = call.args["pad" if "pad" in call.args else "padding"]
     for k, (before, after) in enumerate(zip(amounts[::2], amounts[1::2])):
         dim = len(value.shape) - 1 - k
         value = call.factors.take(value, dim, _padded(value.shape[dim], before, after, mode))
     return value
 
 
-def _padded(size: int, before: int, after: int, mode: str | None) -> np.ndarray:
+def _padded(size: int, before: int, after: int, mode: _Mode | None) -> np.ndarray:
     """Where each position comes from; -1 for a constant. A negative amount cuts off: in a circle before the other end is
     padded, else afterwards."""
     index = np.arange(size)

@@ -69,7 +69,7 @@ class TransFusionStep(Step):
                 scores.append(similarity(nest, child, own).double().cpu().numpy().reshape(n, size, n, size))
             for i, j in enumerate(heads):
                 if alike:
-                    columns = assign(sum(s[i, :, j, :] for s in scores)).columns
+                    columns = assign(sum((s[i, :, j, :] for s in scores), np.zeros(()))).columns
                 for child in alike:
                     self.moves[child.name][tuple({**frame, nest.root.members[0]: i}[f] for f in child.within)] = columns
 

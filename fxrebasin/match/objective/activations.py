@@ -36,7 +36,7 @@ def add_activations(problem: Problem, spec: Spec, model, inputs: Iterable[Any],
         raise SpecError("no inputs to match activations on: give at least one batch, or leave `inputs` out")
     program = rerolled_as(capture(model, batches[0]), spec.stacks)
     places = observed(program, problem.spec, PLACES)  # what is held is not watched
-    rows = [{name: [] for name in places} for _ in range(2)]
+    rows: list[dict] = [{name: [] for name in places} for _ in range(2)]
     for side, state in zip(rows, (source, target)):
         for batch in batches:
             def note(node, value, side=side):

@@ -58,7 +58,7 @@ def _selected(array: torch.Tensor, axes: Sequence[int], old: Sequence[np.ndarray
         return array.index_select(first, flat)
     beside = list(range(first, first + len(axes)))
     if list(axes) != beside:
-        array = array.movedim(axes, beside)
+        array = array.movedim(tuple(axes), tuple(beside))
     array = array.reshape(*array.shape[:first], math.prod(sizes), *array.shape[first + len(axes):])
     array = array.index_select(first, flat).unflatten(first, shape)
-    return array if list(axes) == beside else array.movedim(beside, axes)
+    return array if list(axes) == beside else array.movedim(tuple(beside), tuple(axes))

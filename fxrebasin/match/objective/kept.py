@@ -51,6 +51,7 @@ class Similarities:
                 total = share if len(parts) == 1 else share.clone()
             else:
                 total += share
+        assert total is not None  # without parts it is what the rest have in common
         return total
 
     def _worthwhile(self, nest: Nest, group: Group) -> bool:

@@ -58,7 +58,9 @@ class Nest:
         one (see `coupled`): query groups and value units of grouped queries, both sides of a grouped
         convolution."""
         pair = self._pair(factors)
-        hub = self.hubs.get(frozenset(g.name for g in pair)) if pair else None
+        if pair is None:
+            return None
+        hub = self.hubs.get(frozenset(g.name for g in pair))
         return None if hub is None else (hub, pair[pair[0] is hub])
 
     def held(self, factors: Sequence[str]) -> list[Group]:

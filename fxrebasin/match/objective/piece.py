@@ -112,12 +112,13 @@ class Piece:
         names = [self.factors[k] for k in self.folded]
         held = [k for k, axis in enumerate(self.folded) if axis in still]
         own = None if cut is None or cut[0] not in self.folded else (self.folded.index(cut[0]), *cut[1:])
-        gains = (self.new.gain if own is None else self.new.gain.narrow(own[0], own[1], own[2] - own[1]),
-                 gathered(self.old.gain, names, self.alignment, own, held))
+        assert self.new.gain is not None and self.old.gain is not None  # what is folded has gains
+        new = self.new.gain if own is None else self.new.gain.narrow(own[0], own[1], own[2] - own[1])
+        old = gathered(self.old.gain, names, self.alignment, own, held)
         shape = [1] * self.target.ndim
         for k, axis in enumerate(self.folded):
-            shape[axis] = gains[0].shape[k]
-        return tuple(gain.reshape(shape) for gain in gains)
+            shape[axis] = new.shape[k]
+        return new.reshape(shape), old.reshape(shape)
 
     def parts(self, axes: Sequence[int], still: Sequence[int] = ()) -> Iterator[Sides]:
         """Both sides, not scaled, cut along one of some axes into parts that are not too large."""
@@ -140,12 +141,15 @@ def dot(a: torch.Tensor, b: torch.Tensor, block: int = 2 ** 14) -> float:
 def factor_form(tensor: torch.Tensor, block: Block) -> torch.Tensor:
     """A block of a tensor with one axis for each factor; a view of the tensor where positions are evenly
     spaced."""
-    spacings = [_spacing(axis.positions) for axis in block]
-    for d, (axis, spacing) in enumerate(zip(block, spacings)):
+    spacings: list[tuple[int, list[int]]] = []
+    for d, axis in enumerate(block):
+        spacing = _spacing(axis.positions)
         if spacing is None:
             flat = np.ascontiguousarray(axis.positions.reshape(-1), dtype=np.int64)
             tensor = tensor.index_select(d, torch.from_numpy(flat).to(tensor.device))
-            spacings[d] = _spacing(np.arange(flat.size).reshape(axis.positions.shape))
+            sizes = axis.positions.shape
+            spacing = 0, [math.prod(sizes[k + 1:]) if n > 1 else 0 for k, n in enumerate(sizes)]
+        spacings.append(spacing)
     shape = [n for axis in block for n in axis.positions.shape]
     strides = [k * tensor.stride(d) for d, (_, steps) in enumerate(spacings) for k in steps]
     start = sum(first * tensor.stride(d) for d, (first, _) in enumerate(spacings))

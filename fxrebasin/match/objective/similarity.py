@@ -48,7 +48,10 @@ def _sum(pieces: Sequence[Piece], lead: Sequence[str], chain: Sequence[str],
                 thin.append((target * piece.weight, source))
             else:
                 total = _added(total, target, source, piece.weight)
-    return _added(total, *(torch.cat(side, -1) for side in zip(*thin)), 1.0) if thin else total
+    if not thin:
+        return total
+    targets, sources = zip(*thin)
+    return _added(total, torch.cat(targets, -1), torch.cat(sources, -1), 1.0)
 
 
 def _added(total: torch.Tensor | None, target: torch.Tensor, source: torch.Tensor,
@@ -75,8 +78,8 @@ def operands(piece: Piece, lead: Sequence[str], chain: Sequence[str],
             places = [i for i, x in enumerate(piece.factors) if x == f]
             own.append(places[min(k, len(places) - 1)])
         rest = [i for i in range(len(piece.factors)) if i not in own and i not in ahead]
-        for sides in piece.parts(rest, own if still else ()):
-            yield tuple(flattened(side, ahead, own, rest) for side in sides)
+        for target, source in piece.parts(rest, own if still else ()):
+            yield flattened(target, ahead, own, rest), flattened(source, ahead, own, rest)
 
 
 def flattened(side: torch.Tensor, *axes: Sequence[int]) -> torch.Tensor:

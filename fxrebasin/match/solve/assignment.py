@@ -9,7 +9,7 @@ preferred; among others the solvers may choose differently.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -58,11 +58,11 @@ def assign(scores: np.ndarray, *, solver: str = "auto", prices: np.ndarray | Non
     engine = _engine(solver, scores)
     if engine is None:
         columns = linear_sum_assignment(scores, maximize=True)[1].astype(np.int64)
-        return Assignment(*_prefer_identity(scores, columns), None, 0.0)
+        return _assignment(scores, columns, None, 0.0)
     if n and not prices.any():
         columns = scores.argmax(1)      # where no two rows want the same column, all get what they want
         if np.bincount(columns, minlength=n).max(initial=0) <= 1:
-            return Assignment(*_prefer_identity(scores, columns.astype(np.int64)), prices, 0.0)
+            return _assignment(scores, columns.astype(np.int64), prices, 0.0)
     result = _solve(engine, scores, prices)
     if result.gap > ROUNDING and prices.any():  # prices so large that the scores drown in their rounding
         result = _solve(engine, scores, np.zeros(n))
@@ -74,8 +74,13 @@ def _solve(engine, scores: np.ndarray, prices: np.ndarray) -> Assignment:
     columns = engine.solve(scores, prices)
     if len(prices):
         prices -= prices.min()      # only differences count, and these must not grow with every warm start
+    found = _assignment(scores, columns, prices, 0.0)
+    return replace(found, gap=float(engine.certify(scores, found.columns, prices)))
+
+
+def _assignment(scores: np.ndarray, columns: np.ndarray, prices: np.ndarray | None, gap: float) -> Assignment:
     columns, value = _prefer_identity(scores, columns)
-    return Assignment(columns, value, prices, float(engine.certify(scores, columns, prices)))
+    return Assignment(columns, float(value), prices, gap)
 
 
 def assign_many(scores: np.ndarray, *, solver: str = "auto") -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +108,7 @@ def _prefer_identity(scores: np.ndarray, columns: np.ndarray) -> tuple[np.ndarra
     tied = stay >= value - TIE * scale
     columns = np.where(tied[..., None], np.arange(columns.shape[-1]), columns)
     value = np.where(tied, stay, value)
-    return columns, value if value.ndim else float(value)
+    return columns, value
 
 
 def _checked(scores: np.ndarray, ndim: int) -> np.ndarray:

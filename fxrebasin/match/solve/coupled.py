@@ -50,7 +50,7 @@ class Star:
     def bounds(self, e: int) -> np.ndarray:
         """At least what the pieces can have in common, for every pair of elements of the root: the product of
         norms."""
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64)
         for sides in self.sides:
             old, new = (side[e].flatten(1).norm(dim=1, dtype=torch.float64) for side in sides)
             total = total + old[:, None] * new[None, :]

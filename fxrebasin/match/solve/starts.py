@@ -30,7 +30,9 @@ def masked(problem: Problem, clock: Clock, anchors: bool = True) -> set[str]:
     of a group in it that was not known before.
     """
     known: set[str] = set()  # names of groups
-    placed, waiting, dirty = set(), list(problem.roots), set()
+    placed: set[str] = set()
+    dirty: set[str] = set()
+    waiting = list(problem.roots)
     evidence: dict[str, list[Piece]] = {}
     while waiting and not clock.over():
         for root in waiting:
