@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,7 +141,7 @@ def accuracies(out: Path, texts: dict[str, dict[str, Part]], seed: int) -> dict:
 
 def ship_texts(out: Path, texts: dict[str, dict[str, Part]]) -> None:
     """Token ids and labels of 2,000 test texts in each language (German has fewer)."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}  # numpy takes names of arrays and its own option alike
     for language, found in texts.items():
         ids, labels = (t[: 2 * EXTRA].numpy() for t in found["test"])
         arrays |= {f"{language}.ids": ids.astype(np.uint16), f"{language}.labels": labels.astype(np.uint8)}
