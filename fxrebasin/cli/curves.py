@@ -34,6 +34,13 @@ _given = click.option("--alignment", "given", type=click.Path(), metavar="FILE",
                       help="Use this alignment instead of matching.")
 
 
+def _matched(command: Callable) -> Callable:
+    """What sweep and barrier share: a picture, how the model is made and matched, and how to answer."""
+    for option in (json_option, extra_option, matching_options, input_option, _picture):
+        command = option(command)
+    return command
+
+
 class Numbers(click.ParamType):
     """START:STOP:STEP, both ends among them, or numbers with commas between."""
 
@@ -60,11 +67,7 @@ class Numbers(click.ParamType):
 @click.option("--alphas", type=Numbers(), default="0:2:0.25", show_default=True, help="What is tried.")
 @_lower
 @_given
-@_picture
-@input_option
-@matching_options
-@extra_option
-@json_option
+@_matched
 @click.pass_context
 def sweep_command(context: click.Context, paths: tuple[str, ...], score: str, alphas: tuple[float, ...], lower: bool,
                   given: str | None, output: str | None, inputs: tuple[str, ...], ignore_extra: bool, as_json: bool,
@@ -93,11 +96,7 @@ def sweep_command(context: click.Context, paths: tuple[str, ...], score: str, al
 @click.option("--inputs", "samples", type=click.Path(), metavar="FILE",
               help="Unlabelled inputs: statistics of batch norms are measured again on them at every point, and REPAIR "
                    "is tried beside.")
-@_picture
-@input_option
-@matching_options
-@extra_option
-@json_option
+@_matched
 @click.pass_context
 def barrier_command(context: click.Context, paths: tuple[str, ...], score: str, points: int, lower: bool,
                     given: str | None, samples: str | None, output: str | None, inputs: tuple[str, ...],
