@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import fx
 
+from .node import op_of
+
 
 def argument(node: fx.Node, name: str) -> Any:
     """An argument of a call by its schema name; None if it was not given."""
-    names = [a.name for a in node.target._schema.arguments]
+    names = [a.name for a in op_of(node)._schema.arguments]
     return node.kwargs.get(name, node.args[names.index(name)] if names.index(name) < len(node.args) else None)
