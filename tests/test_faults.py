@@ -222,6 +222,22 @@ def test_ctrl_c_is_ctrl_c_from_the_first_moment(folder):
     assert not list(folder.glob(".*"))
 
 
+def test_an_interrupt_within_code_compiled_from_text_ends_with_its_status(folder):
+    """As that of a data class is, in an import: `python -m` ended by the signal instead, though a status was asked for."""
+    (folder / "late.py").write_text("""
+from fxrebasin.cli import entry, main
+
+def broken(*_, **__):
+    exec("raise KeyboardInterrupt")
+
+entry.commands.main = broken
+main([])
+""")
+    done = subprocess.run([sys.executable, "-m", "late"], env=ENVIRONMENT, cwd=folder, capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "fxrebasin: error: interrupted: nothing is half-written\n")
+
+
 def test_an_interrupt_that_comes_out_as_another_error_is_still_one(folder, monkeypatch, capsys):
     from fxrebasin.checkpoint import stored
     from fxrebasin.cli import entry

@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if in_main_thread:
         _handle(_leave)  # what is left to do is to end
     _close_streams()
+    # An interrupt that falls into code compiled from text, as that of data classes is, is remembered by the interpreter, which
+    # would end `python -m` by it and not with this status. The next such code makes it forget.
+    exec("")
     sys.exit(status)
 
 
