@@ -28,12 +28,12 @@ To be read in this order:
 from .agreement import culprits
 from .effort import multiplications
 from .front import capture
-from .interpreter import default_dtype
+from .interpreter import default_dtype, value_of
 from .join import joined, path_in_run
 from .leaves import arguments, leaves_of
-from .node import int_at, node_at, nodes_at, op_of, tensor_of
+from .node import argument, int_at, node_at, nodes_at, op_of, tensor_of
 from .program import Output, Program
 from .source import Source
 
-__all__ = ["Output", "Program", "Source", "arguments", "capture", "culprits", "default_dtype", "int_at", "joined",
-           "leaves_of", "multiplications", "node_at", "nodes_at", "op_of", "path_in_run", "tensor_of"]
+__all__ = ["Output", "Program", "Source", "argument", "arguments", "capture", "culprits", "default_dtype", "int_at", "joined",
+           "leaves_of", "multiplications", "node_at", "nodes_at", "op_of", "path_in_run", "tensor_of", "value_of"]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 
@@ -22,7 +22,7 @@ from ..errors import CaptureError
 from .effort import multiplications
 from .interpreter import default_dtype, run
 from .leaves import leaves_of
-from .node import nodes_at
+from .node import nodes_at, upstream
 from .program import Output, Program
 from .tracing_copy import tracing_copy_of
 
@@ -33,7 +33,8 @@ FOR_EACH = 10_000_000
 # what was baked in is off by the size of the output.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 COARSE = 0.05  # of 16 bits
-SCALES = (1, -1, 3, -0.3)  # of other states, where a branch was chosen by the state; the first is any other comparison's
+# Of other states, where a branch was chosen by the state; the first is any other comparison's.
+SCALES = (1, -1, 3, -0.3)
 
 
 class Unknown(Exception):
@@ -71,7 +72,8 @@ def _held_to_state(
     names = _chosen_by(program)
     if not names:
         return program
-    if pair is not None and all(_chosen_alike(program, pair, names, draw, again) for draw in range(len(SCALES))):
+    draws = range(len(SCALES))
+    if pair is not None and all(_chosen_alike(program, pair, names, draw, again) for draw in draws):
         text = f"forward reads numbers of {_listed(names)}, and goes the same way for those of any state"
         return replace(program, assumed=(*program.assumed, text))
     entries = model.state_dict()
@@ -98,9 +100,11 @@ def _chosen_alike(
 
 def _text(program: Program) -> list[str]:
     """A graph without its floating-point numbers."""
-    masked = [pytree.tree_map_only(float, lambda _: 0.0, (node.args, node.kwargs)) for node in program.module.graph.nodes]
-    return [f"{node.op} {node.target if node.op == 'call_function' else ''} {args}"
-            for node, args in zip(program.module.graph.nodes, masked)]
+    lines = []
+    for node in program.module.graph.nodes:
+        given = pytree.tree_map_only(float, lambda _: 0.0, (node.args, node.kwargs))
+        lines.append(f"{node.op} {node.target if node.op == 'call_function' else ''} {given}")
+    return lines
 
 
 def _chosen_by(program: Program) -> list[str]:
@@ -108,21 +112,10 @@ def _chosen_by(program: Program) -> list[str]:
     names: dict[str, None] = {}
     for output in program.outputs:
         if output.kind == "decision" and output.node is not None:
-            found = [program.sources[node.name] for node in _before(output.node) if node.name in program.sources]
+            found = [program.sources[node.name] for node in upstream([output.node]) if node.name in program.sources]
             if all(source.kind != "input" for source in found):
                 names.update(dict.fromkeys(source.name for source in found if source.name in program.state))
     return list(names)
-
-
-def _before(node: fx.Node) -> set[fx.Node]:
-    """A node and all that it depends on."""
-    seen: set[fx.Node] = set()
-    left = [node]
-    while left:
-        if (node := left.pop()) not in seen:
-            seen.add(node)
-            left += node.all_input_nodes
-    return seen
 
 
 def _check_reach(program: Program, tensors: Sequence[Tensor]) -> None:

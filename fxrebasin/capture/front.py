@@ -59,6 +59,9 @@ def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any], alone: b
     originals = {id(stand_in): held[key] for key, stand_in in stand_ins.items()}
     names = Names(model.state_dict(keep_vars=True), originals)
 
+    def accepted(program: Program) -> Program:
+        return program if alone else compared(program, model, args, kwargs, inputs, again)
+
     def again(other: nn.Module) -> Program:
         return _from_module(other, args, kwargs, alone=True)
 
@@ -68,8 +71,7 @@ def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any], alone: b
         try:
             exported = _export(call, fakes)
             aside = Aside(call.assigned)
-            program = program_of(exported, names, list(inputs), call.leaves, "export", signature, aside)
-            return program if alone else compared(program, model, args, kwargs, inputs, again)
+            return accepted(program_of(exported, names, list(inputs), call.leaves, "export", signature, aside))
         except Exception as error:  # noqa: BLE001 - the tracer and the user's code can raise anything
             refusal = error
     with tracing_copy_of(model, stand_ins, share=False) as traced:
@@ -80,8 +82,7 @@ def _from_module(model: nn.Module, args: tuple, kwargs: dict[str, Any], alone: b
             remark = _remark(replay, refusal)
             aside = Aside(replay.assigned, replay.decisions, (remark,), tuple(held_by(traced)))
             exported = _export(replay, fakes)
-            program = program_of(exported, names, list(inputs), replay.leaves, "recorded", signature, aside)
-            return program if alone else compared(program, model, args, kwargs, inputs, again)
+            return accepted(program_of(exported, names, list(inputs), replay.leaves, "recorded", signature, aside))
         except Exception as error:  # noqa: BLE001
             raise CaptureError(explanation(call, fakes, refusal, error)) from refusal
 

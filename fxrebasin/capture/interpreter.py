@@ -46,7 +46,7 @@ def run(module: fx.GraphModule, sources: Mapping[str, Source], state: Mapping[st
             if node.op == "output":
                 results = values[node] = args[0]
             elif node.name in sources:
-                given = _given(sources[node.name], state, inputs)
+                given = value_of(sources[node.name], state, inputs)
                 values[node] = given.to(device, dtype if given.is_floating_point() else None)
             elif node.op == "get_attr":
                 values[node] = operator.attrgetter(str(node.target))(module)
@@ -67,7 +67,8 @@ def _as_captured(graph: fx.Graph, sources: Mapping[str, Source], state: Mapping[
     return all(state[name].dtype == node.meta["val"].dtype for node, name in held)
 
 
-def _given(source: Source, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+def value_of(source: Source, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+    """What a placeholder stands for, in a run on some state and inputs. Raises CaptureError if it has no value."""
     held = {"state": state, "input": inputs}.get(source.kind, {source.name: source.value})
     value = held.get(source.name)
     if value is None:

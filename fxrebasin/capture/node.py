@@ -1,7 +1,7 @@
 """Nodes with the types that they have: fx allows anything as an argument, and a string as a target."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, fx
@@ -35,6 +35,22 @@ def nodes_at(node: fx.Node, place: int) -> list[Any]:
 def tensor_of(node: fx.Node) -> Tensor:
     """The fake tensor that stands for what a node computes."""
     return node.meta["val"]
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """An argument of a call by its schema name; None if it was not given."""
+    names = [a.name for a in op_of(node)._schema.arguments]
+    return node.kwargs.get(name, node.args[names.index(name)] if names.index(name) < len(node.args) else None)
+
+
+def upstream(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Some nodes and all that they depend on."""
+    left, seen = list(nodes), set()
+    while left:
+        if (node := left.pop()) not in seen:
+            seen.add(node)
+            left += node.all_input_nodes
+    return seen
 
 
 def op_of(node: fx.Node) -> OpOverload:

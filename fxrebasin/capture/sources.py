@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind, InputSpec
 
 from .memory import Step, place_of
 from .names import Names
+from .node import upstream
 from .program import Output
 from .source import Source
 
@@ -177,13 +178,7 @@ class Sources:
 
     def deciding(self, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
         """The names of what a recorded branch was chosen by: entries of the state dict, inputs."""
-        left, seen = list(nodes), set()
-        while left:
-            node = left.pop()
-            if node not in seen:
-                seen.add(node)
-                left.extend(node.all_input_nodes)
-        return tuple(sorted({self.found[node.name].name for node in seen if node.name in self.found}))
+        return tuple(sorted({self.found[node.name].name for node in upstream(nodes) if node.name in self.found}))
 
     def doubt_constants(self, held: Sequence[Tensor]) -> None:
         """Numbers of the state were read: a constant that the module does not hold may have been made of

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from ..capture import Program, Source, default_dtype, node_at, op_of, tensor_of
+from ..capture import Program, Source, default_dtype, node_at, op_of, tensor_of, value_of
 from ..errors import CaptureError, StateError
 from .grouped import grouped_product
 from .ops import BITWISE, base_name, overload
@@ -94,12 +94,7 @@ class Wide(fx.Interpreter):
         return value
 
     def _held(self, source: Source) -> Tensor:
-        held = {"state": self.state, "input": self.given}.get(source.kind, {source.name: source.value})
-        value = held.get(source.name)
-        if value is None:
-            raise CaptureError(f"the graph cannot be run: the {source.kind} {source.name} has no value; "
-                               "give it, or capture a module that is not on the meta device")
-        return value.detach()
+        return value_of(source, self.state, self.given).detach()
 
     def _call(self, node: fx.Node) -> Any:
         args, kwargs = self.argument(node, self.fetch_args_kwargs_from_env(node))

@@ -317,9 +317,8 @@ def numbers_of(program: Program, read: Iterable[fx.Node] | None = None) -> dict[
     those by which forward chose its way."""
     nodes = program.module.graph.nodes if read is None else read
     sources = [program.sources[node.name] for node in nodes if node.name in program.sources]
-    found = {source.name: digest_of(source.value) for source in sources if source.name in program.passed}
-    chosen_by = {name: digest_of(held) for name, held in program.decided.items()}
-    return {name: digest for name, digest in ({n: found.get(n) for n in program.passed} | chosen_by).items() if digest}
+    held = {source.name: source.value for source in sources if source.name in program.passed} | dict(program.decided)
+    return {name: digest for name in (*program.passed, *program.decided) if (digest := digest_of(held.get(name)))}
 
 
 def _used(node: fx.Node, k: int) -> bool:

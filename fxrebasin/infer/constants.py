@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..capture.argument import argument
+from ..capture import argument
 from ..factors import Atom, Factors, Segment, Value, natural
 
 LARGEST = 10_000_000  # elements of a constant that is worked out

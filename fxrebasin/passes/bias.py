@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, fx
 
-from ..capture.argument import argument
+from ..capture import argument
 from ..spec import Rewrite
 from .graph import Maps
 from .shift import taken

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor, fx
 
-from ..capture.argument import argument
+from ..capture import argument
 from ..spec import Rewrite
 from .graph import Maps
 from .trace import along, moved

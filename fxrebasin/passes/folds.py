@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from ..capture import Program
-from ..capture.argument import argument
+from ..capture import argument
 from ..factors import Atom, Segment, Value
 from ..spec import Fold, Spec
 from ..spec.layout import foldable

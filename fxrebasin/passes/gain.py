@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
-from ..capture.argument import argument
+from ..capture import argument
 from ..spec import Fold, Rewrite
 from .folds import MOVING, SCALING
 from .graph import Maps

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from ..capture import Program
-from ..capture.argument import argument
+from ..capture import argument
 from .folds import READING, Gains
 
 BIASES = {"aten.linear.default": "bias", "aten.addmm.default": "self",

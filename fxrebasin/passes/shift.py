@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
-from ..capture.argument import argument
+from ..capture import argument
 from ..spec import Rewrite
 from .folds import SCALING
 from .graph import Maps

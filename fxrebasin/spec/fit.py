@@ -116,7 +116,7 @@ def finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(numbers.sum())) or bool(torch.isfinite(numbers).all())
 
 
-def digest_of(numbers: torch.Tensor) -> str:
+def digest_of(numbers: torch.Tensor | None) -> str:
     """A hash of numbers, whatever dtype holds them; "" where they are unknown."""
     if not isinstance(numbers, torch.Tensor) or numbers.device.type == "meta":
         return ""
