@@ -221,6 +221,26 @@ def test_a_mask_that_may_hide_everything_keeps_the_bias_of_values():
     assert done(canonical, "key bias") == ["k.bias"]
 
 
+class TwoReaders(Masked):
+    """Two maps read what attention makes, and add one bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        q, k, v = (f(x).view(2, 3, 2, 2).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 3, 4)
+        return self.o(y), F.linear(y, self.other, self.o.bias)
+
+
+def test_a_bias_that_two_maps_add_takes_up_no_bias_of_values():
+    torch.manual_seed(0)
+    model, x = TwoReaders().double().eval(), torch.randn(2, 3, 4, dtype=torch.float64)
+    canonical = fxr.canonicalize(fxr.infer(model, x, falsify=False), model.state_dict())
+    assert reasons(canonical, "value bias") == {"v.bias": "'o.bias' is also read elsewhere"}
+
+
 def test_a_wrong_claim_is_found_by_trial(monkeypatch):
     """What the finder gets wrong does not leave `infer`: here it takes every shift for one that may be dropped."""
     from fxrebasin.passes import shift

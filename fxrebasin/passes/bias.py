@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ..capture import argument
 from ..spec import Rewrite
 from .graph import Maps
-from .shift import taken
+from .shift import shared, taken
 from .trace import End, along, ends, line
 
 ATTENTION = "aten.scaled_dot_product_attention.default"
@@ -56,7 +56,9 @@ def _bias(maps: Maps, known: Known, kind: str, name: str, nodes: set[fx.Node], o
     if any(found is None for found in lines):
         return Rewrite(kind, name, "it is not the same for all tokens")
     places = sorted({p for found in lines for p in found.flatten().tolist()})
-    if any(bool(torch.isin(index, torch.tensor(places)).any()) for _, _, index in others if isinstance(index, Tensor)):
+    meant = torch.zeros(maps.program.state[name], dtype=torch.bool)
+    meant[places] = True
+    if any(bool(meant[index].any()) for _, _, index in others if isinstance(index, Tensor)):
         return Rewrite(kind, name, "something else than attention reads it, too")
     if kind == "key bias":
         return Rewrite(kind, name, places=tuple(places))
@@ -65,9 +67,8 @@ def _bias(maps: Maps, known: Known, kind: str, name: str, nodes: set[fx.Node], o
         reason = _passes(maps, known, node, found, readers)
         if reason:
             return Rewrite(kind, name, reason)
-    for _, _, bias, _ in readers.values():
-        if not maps.uses[bias] <= set(readers):
-            return Rewrite(kind, name, f"{bias!r} is also read elsewhere")
+    if other := shared(maps, readers):
+        return Rewrite(kind, name, f"{other!r} is also read elsewhere")
     return Rewrite(kind, name, places=tuple(places), readers=tuple(dict.fromkeys(readers.values())))
 
 

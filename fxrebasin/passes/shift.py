@@ -44,12 +44,17 @@ def _of(maps: Maps, name: str, nodes: list[fx.Node]) -> Rewrite:
                 return Rewrite("shift", name, f"{reader.weight!r} reads it without a bias" if not reader.bias else
                                f"{reader.weight!r} reads zeros beside it")
             readers[user] = reader.weight, reader.axis, reader.bias, places
-    for _, _, bias, _ in readers.values():
-        if not maps.uses[bias] <= set(readers) or len({r for r in readers.values() if r[2] == bias}) > 1:
-            return Rewrite("shift", name, f"{bias!r} is also read elsewhere")
+    if other := shared(maps, readers):
+        return Rewrite("shift", name, f"{other!r} is also read elsewhere")
     if not readers:
         return Rewrite("shift", name, "nothing reads what it is added to")
     return Rewrite("shift", name, readers=tuple(dict.fromkeys(readers.values())))
+
+
+def shared(maps: Maps, readers: dict[fx.Node, tuple]) -> str | None:
+    """A bias of some linear maps that others add, too, so that it cannot take up anything for these alone."""
+    return next((bias for _, _, bias, _ in readers.values() if not maps.uses[bias] <= set(readers)
+                 or len({reader for reader in readers.values() if reader[2] == bias}) > 1), None)
 
 
 def done(rewrite: Rewrite, state: dict[str, Tensor]) -> str:
