@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 LARGEST = 1 << 20  # numbers in a tensor, at most, for an op to be run besides
+ROUNDING = 1 << 20  # in units of the last place: what the two may differ by, in another order of operations
 
 
 def faithful(op: Callable, parts: Callable, like: Sequence[Tensor], known: Sequence[Tensor | None]) -> bool:
@@ -48,4 +49,5 @@ def _same(one: object, other: object) -> bool:
         return type(one) is type(other)
     if one.shape != other.shape or not (one.is_floating_point() or one.is_complex()):
         return one.shape == other.shape and torch.equal(one, other)
-    return torch.allclose(one, other.to(one.dtype), rtol=1e-3, atol=1e-4, equal_nan=True)
+    rtol = min(1e-3, ROUNDING * torch.finfo(one.dtype).eps)
+    return torch.allclose(one, other.to(one.dtype), rtol=rtol, atol=rtol / 10, equal_nan=True)
