@@ -1,6 +1,6 @@
 """What `apply` and `transport` need at 70 and 400 billion parameters: counted and measured on small files, then projected.
 
-    python -m benchmarks.scale --scratch /tmp/scale -o benchmarks/results/scale.md
+    python -m benchmarks.scale --scratch DIR -o benchmarks/results/scale.md
 
 Counted: how many bytes are read and written for each byte of a checkpoint, on a tiny Llama in shards. Measured: peak and time
 on files whose largest tensor is of several sizes; the peak is a line in that size. Projected: both, with the shapes

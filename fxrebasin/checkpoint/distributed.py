@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .form import METADATA, CheckpointNote, Form, first_sentence
+from .form import METADATA, WRAPPERS, CheckpointNote, Form, first_sentence
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys that a model's state is commonly saved under
 _LIBRARY = "torch.distributed.checkpoint"
 _KNOWN = {
     *(

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .form import SUFFIXES, CheckpointNote, Kind, State, first_sentence
+from .form import SUFFIXES, WRAPPERS, CheckpointNote, Kind, State, first_sentence
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
 _ZIP_OR_PICKLE = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -64,7 +63,7 @@ def open_torch(path: Path, mapped: bool, checked: bool) -> tuple[State, str | No
         raise CheckpointError(_torch_refusal(path, error)) from None
     wrapper = None
     if isinstance(content, Mapping):
-        wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
     if wrapper is not None:
         left = [repr(str(key)) for key in content if key != wrapper]
         also = f"; {', '.join(left[:3])}{' and more' if len(left) > 3 else ''} left aside" if left else ""

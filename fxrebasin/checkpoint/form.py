@@ -18,6 +18,7 @@ State = dict[str, Tensor]
 SUFFIXES: dict[str, Kind] = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch", ".bin": "torch",
                              ".ckpt": "torch"}
 INDEX = ".index.json"  # how the name of a file ends that says which shard holds which tensor
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys that a model's state is commonly saved under
 METADATA = ".metadata"  # the index of a folder of torch.distributed.checkpoint
 
 

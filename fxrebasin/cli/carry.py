@@ -193,8 +193,8 @@ def transport_command(context: click.Context, paths: tuple[str, ...], output: st
             changed = changed_by(alignment.spec, *stored, mismatched)
             with engine(workers, dask) as executor:
                 shared = None
-                if executor and mismatched == "error":
-                    alphas = alpha if isinstance(alpha, Alphas) else Alphas(alpha)
+                if executor:
+                    alphas = Alphas.given(alpha)
                     check_carried(*stored, alignment, alphas, force)
                     options = {"statistics": statistics, "dtype": to}
                     shared = executor, partial(_transport, stored, alphas, options), alignment

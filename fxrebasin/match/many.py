@@ -15,7 +15,7 @@ import torch
 from ..alignment import Alignment
 from ..errors import FxrebasinError, StateError
 from ..spec import Spec
-from ..spec.dtypes import leaves_range, plain, stored_as, wide
+from ..spec.dtypes import leaves_range, plain, stored_as, wide, wider
 from ..spec.fit import finite
 from ..spec.fitting import fitted
 from ..spec.roles import agree
@@ -93,8 +93,7 @@ def _stored(name: str, given: Sequence[torch.Tensor], exact: torch.Tensor, to: t
     lost = exact.device.type != "meta" and (
         leaves_range(exact, to) or not finite(exact) and all(finite(tensor) for tensor in given))
     if lost:
-        wider = "float64" if to.to_real() == torch.float32 else "float32"
-        raise StateError(f"{name!r}: merged, it leaves the range of {to}: give dtype=torch.{wider}")
+        raise StateError(f"{name!r}: merged, it leaves the range of {to}: give dtype=torch.{wider(to)}")
     return exact.to(to)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from ..capture import Program
 from ..errors import FxrebasinError
 from ..spec import Rewrite, Spec
+from ..spec.dtypes import wide
 from ..spec.fitting import fitted, undone
 from . import bias, centre, gain, shift
 from .graph import Maps
@@ -83,22 +84,21 @@ def canonicalize(spec: Spec, state: Mapping[str, Tensor], passes: Collection[str
     own, fit = fitted(spec, state, "the state")
     spec.check(own)
     before = spec.stacked(own)
-    wide = {name: tensor.detach().to(_wide(tensor)) if isinstance(tensor, Tensor) else tensor
-            for name, tensor in before.items()}
+    exact = {name: tensor.detach().to(wide(tensor.dtype, torch.float64)) if _is_float(tensor) else tensor
+             for name, tensor in before.items()}
     steps = []
-    work = dict(wide)
+    work = dict(exact)
     for rewrite in spec.rewrites:
         if rewrite.kind in passes:
             reason = rewrite.reason or PASSES[rewrite.kind](rewrite, work)
             steps.append(Step(rewrite.kind, rewrite.entry, tuple(reader[0] for reader in rewrite.readers), reason))
     for name in before:
-        if work[name] is wide[name]:
+        if work[name] is exact[name]:
             work[name] = before[name].clone() if isinstance(before[name], Tensor) else before[name]
     made = spec.unstacked({alias: work[spec.ties.get(alias, alias)] for alias in work})
     result = {name: made[name].to(tensor.dtype) if isinstance(tensor, Tensor) else made[name] for name, tensor in own.items()}
     return Canonical(result if fit is None else undone(fit, result, state), tuple(steps))
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float64) if tensor.is_floating_point() and tensor.dtype.itemsize > 1 else (
-        torch.float64 if tensor.is_floating_point() else tensor.dtype)
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -32,6 +32,11 @@ def stored_as(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
     return dtype.to_complex() if own.is_complex else dtype
 
 
+def wider(dtype: torch.dtype) -> str:
+    """The name of a dtype to ask for where numbers leave the range of this one."""
+    return "float64" if dtype.to_real() == torch.float32 else "float32"
+
+
 def leaves_range(exact: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether a finite number of `exact` is none in `dtype` (float8 would hold its largest instead)."""
     if not dtype.is_floating_point and not dtype.is_complex or not exact.numel():

@@ -69,6 +69,11 @@ class Alphas:
     default: float = 1.0
     patterns: tuple[tuple[str, float], ...] = ()
 
+    @classmethod
+    def given(cls, alpha: "float | Alphas") -> "Alphas":
+        """What an argument stands for: one number is the same for all."""
+        return alpha if isinstance(alpha, cls) else cls(alpha)
+
     def __str__(self) -> str:
         return ", ".join([f"{self.default:g}", *(f"{pattern}={alpha:g}" for pattern, alpha in self.patterns)])
 

@@ -24,7 +24,7 @@ def transported(base: State, finetuned: State, target: State, alignment: Alignme
                 **options: Any) -> Iterator[tuple[str, Tensor]]:
     """What `transport` gives, entry by entry; of each state only one part is asked for at a time. `alpha` may be one
     for each tensor."""
-    alphas = alpha if isinstance(alpha, Alphas) else Alphas(alpha)
+    alphas = Alphas.given(alpha)
     check_carried(base, finetuned, target, alignment, alphas, options.get("force", False))
     yield from carried_parts(base, finetuned, target, alignment, alphas, **options)
 

@@ -43,7 +43,7 @@ def transport_adapter(base: State, adapter: Adapter | str | os.PathLike, target:
     regard to the other no longer, so that the rank would grow.
     """
     adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
-    alphas = alpha if isinstance(alpha, Alphas) else Alphas(alpha)
+    alphas = Alphas.given(alpha)
     alphas.check(list(alignment.spec.names))
     check_pair(alignment, base, base, target, force=force)
     parts = Parts(alignment)

@@ -16,7 +16,7 @@ from torch import nn
 from ..alignment import Alignment
 from ..errors import FxrebasinError, StateError
 from ..spec import Spec
-from ..spec.dtypes import leaves_range, stored_as, wide
+from ..spec.dtypes import leaves_range, stored_as, wide, wider
 from ..spec.fit import finite, infinities
 from ..spec.fitting import fitted, undone
 from ..spec.roles import BUFFER, DEVIATION, PARAMETER, kind, note_outside
@@ -167,8 +167,8 @@ def narrowed(name: str, total: torch.Tensor, like: torch.Tensor, dtype: torch.dt
     overflow = leaves_range(total, to) or total.shape == like.shape and bool(
         (infinities(total) != infinities(like)).any())
     if total.device.type != "meta" and overflow:
-        wider = "float64" if to.to_real() == torch.float32 else "float32"
-        raise StateError(f"{name!r}: the sum leaves the range of {to}: give dtype=torch.{wider} (--dtype {wider}), or a "
+        other = wider(to)
+        raise StateError(f"{name!r}: the sum leaves the range of {to}: give dtype=torch.{other} (--dtype {other}), or a "
                          "smaller alpha")
     return total.to(to)
 
